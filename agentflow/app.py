@@ -1,0 +1,267 @@
+"""The composition root: settings → store, codec, providers, client and worker."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from agentflow.activities.llm_call import Models
+from agentflow.client import Client, Run, Seams, Watch
+from agentflow.clock import Clock, SystemClock
+from agentflow.codec import Cipher, Codec
+from agentflow.engine.definitions import REGISTRY, Registry, Workflow
+from agentflow.errors import SettingsError, UnknownModelError
+from agentflow.protocols import PriceBook, Provider, Store
+from agentflow.settings import Settings, read_settings
+from agentflow.worker.worker import Worker, WorkerOptions
+
+R = TypeVar("R")
+_LOG = logging.getLogger("agentflow")
+
+# Adapters by the word before the colon, loaded when a model of theirs is first called: an SDK
+# costs half a second and 30 MB that a run without it must not pay.
+_PROVIDERS = {
+    "openai": ("agentflow.providers.openai_responses", "OpenAIResponses"),
+    "openai-chat": ("agentflow.providers.openai_chat", "OpenAIChat"),
+    "anthropic": ("agentflow.providers.anthropic", "Anthropic"),
+}
+
+
+class Flow(Client):
+    """A client with a worker in this process; see `agentflow.open`."""
+
+    def __init__(self, seams: Seams, worker: Worker) -> None:
+        super().__init__(seams)
+        self._worker = worker
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether this process does the work; a stand-by waits until the owner ends."""
+        return self._worker.is_owner
+
+    async def stop(self) -> None:
+        """Stop the worker at the next safe point."""
+        await self._worker.stop()
+
+    async def abort(self) -> None:
+        """Stop the worker now; attempts in flight will be in doubt."""
+        await self._worker.abort()
+
+
+@asynccontextmanager
+async def open(  # noqa: PLR0913 -- the public keywords of the library's first call
+    url: str | None = None,
+    *,
+    project: str | None = None,
+    resources: Mapping[str, Any] | None = None,
+    durability: str | None = None,
+    providers: Sequence[Provider] = (),
+    scripts: Mapping[str, Any] | None = None,
+    prices: PriceBook | None = None,
+    clock: Clock | None = None,
+    registry: Registry = REGISTRY,
+    worker: WorkerOptions | None = None,
+    actor: str | None = None,
+) -> AsyncIterator[Flow]:
+    """Open a database with a worker in this process, and close both at the end of the block.
+
+    Args:
+        url: ``sqlite:///file.db``; the setting ``AGENTFLOW_DATABASE_URL`` by default.
+        project: Scope of run ids; ``default`` by default.
+        resources: What activities find in `ActivityContext.resources`, such as a pool.
+        durability: ``full`` (default) survives a power cut, ``process`` the death of a process.
+        providers: Adapters of one's own, by their names, before the built-in ones.
+        scripts: Scripts of the ``scripted:NAME`` models, for tests and demos.
+        prices: Price book of one's own.
+        clock: Clock of one's own, for tests.
+        registry: Workflows and activities; those of the process by default.
+        worker: How the worker behaves.
+        actor: Who is named in histories for what this client does.
+
+    Yields:
+        The flow: start, get and steer runs.
+
+    Raises:
+        SettingsError: the URL or a setting has no meaning.
+        SchemaVersionError: the database was written by a newer agentflow.
+    """
+    settings = read_settings().with_flags(
+        database_url=url, project=project, durability=durability
+    )
+    clock = clock or SystemClock()
+    watch = Watch()
+    models = Models(_provider_loader(providers, scripts), prices or _price_book())
+    options = worker or WorkerOptions(quarantine_after=settings.quarantine_after)
+    options = _with_resources(options, resources or {}, models)
+    seams = _seams(settings, clock, watch, registry, actor)
+    store = seams.store
+    await store.open()
+    try:
+        made = Worker(
+            store, codec=seams.codec, clock=clock, draws=random.SystemRandom(),
+            random_of=_random_of, on_status=watch.on_status, on_item=watch.on_item,
+            is_watched=watch.is_watched, registry=registry, options=options,
+        )  # fmt: skip
+        watch.worker_error = lambda: made.error
+        watch.is_owner = lambda: made.is_owner
+        flow = Flow(seams, made)
+        made.start()
+        try:
+            yield flow
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            await made.abort()
+            raise
+        else:
+            await made.stop()
+        finally:
+            await made.abort()
+            await models.close()
+    finally:
+        await store.close()
+
+
+@asynccontextmanager
+async def connect(
+    url: str | None = None,
+    *,
+    project: str | None = None,
+    registry: Registry = REGISTRY,
+    actor: str | None = None,
+) -> AsyncIterator[Client]:
+    """Open a database without a worker: start, find, watch and steer runs that others work on.
+
+    Args:
+        url: ``sqlite:///file.db``; the setting ``AGENTFLOW_DATABASE_URL`` by default.
+        project: Scope of run ids; ``default`` by default.
+        registry: Workflows and activities; those of the process by default.
+        actor: Who is named in histories for what this client does.
+
+    Yields:
+        The client.
+
+    Raises:
+        SettingsError: the URL or a setting has no meaning.
+    """
+    settings = read_settings().with_flags(database_url=url, project=project)
+    seams = _seams(settings, SystemClock(), Watch(), registry, actor)
+    await seams.store.open()
+    try:
+        yield Client(seams)
+    finally:
+        await seams.store.close()
+
+
+def run_sync(
+    workflow: Workflow[..., Awaitable[R]],
+    *args: Any,
+    id: str | None = None,
+    url: str | None = None,
+    **kwargs: Any,
+) -> R:
+    """Start (or resume) a run, wait for its result: the one synchronous door.
+
+    Args:
+        workflow: A function decorated with @workflow.
+        *args: Its arguments.
+        id: The run's id; the same id resumes.
+        url: Database; the setting by default.
+        **kwargs: The workflow's arguments by name.
+
+    Returns:
+        What the workflow returned.
+
+    Raises:
+        RunFailedError: the run failed. RunParkedError: it waits for a person.
+    """
+
+    async def main() -> R:
+        async with open(url) as flow:
+            run: Run[R] = await flow.start(workflow, *args, id=id, **kwargs)
+            return await run.result()
+
+    return asyncio.run(main())
+
+
+def _seams(
+    settings: Settings, clock: Clock, watch: Watch, registry: Registry, actor: str | None
+) -> Seams:
+    codec = Codec(
+        _cipher(settings), secrets=settings.secrets, max_bytes=settings.max_payload_bytes
+    )
+    return Seams(
+        store=_store(settings, clock), codec=codec, clock=clock, random_of=_random_of, watch=watch,
+        registry=registry, project=settings.project, actor=actor,
+    )  # fmt: skip
+
+
+def _store(settings: Settings, clock: Clock) -> Store:
+    url = settings.database_url
+    if "://" not in url:
+        url = f"sqlite:///{Path(url)}"
+    if not url.startswith("sqlite:"):
+        msg = f"database {url.split(':', 1)[0]!r} is not known"
+        raise SettingsError(msg, hint="Use sqlite:///file.db.")
+    module = importlib.import_module("agentflow.storage.store")
+    made: Store = module.SqlStore.sqlite(url, durability=settings.durability, clock=clock)
+    return made
+
+
+def _cipher(settings: Settings) -> Cipher | None:
+    if not settings.encryption_key:
+        return None
+    module = importlib.import_module("agentflow.crypto")
+    made: Cipher = module.AesGcmCipher.from_text(settings.encryption_key)
+    return made
+
+
+def _price_book() -> PriceBook:
+    module = importlib.import_module("agentflow.ledger.prices")
+    made: PriceBook = module.GenaiPriceBook()
+    return made
+
+
+def _provider_loader(
+    own: Sequence[Provider], scripts: Mapping[str, Any] | None
+) -> Callable[[str], Provider]:
+    mine = {provider.name: provider for provider in own}
+
+    def load(name: str) -> Provider:
+        if name in mine:
+            return mine[name]
+        if name == "scripted":
+            module = importlib.import_module("agentflow.providers.scripted")
+            scripted: Provider = module.Scripted(scripts=scripts or {})
+            return scripted
+        if name not in _PROVIDERS:
+            known = ", ".join(sorted({*mine, *_PROVIDERS, "scripted"}))
+            msg = f"there is no provider {name!r} (known: {known})"
+            raise UnknownModelError(msg)
+        path, class_name = _PROVIDERS[name]
+        made: Provider = getattr(importlib.import_module(path), class_name)()
+        return made
+
+    return load
+
+
+def _with_resources(
+    options: WorkerOptions, resources: Mapping[str, Any], models: Models
+) -> WorkerOptions:
+    merged = {**options.resources, **resources, "agentflow.models": models}
+    return WorkerOptions(
+        max_active=options.max_active,
+        quarantine_after=options.quarantine_after,
+        settle_grace_ms=options.settle_grace_ms,
+        drain_seconds=options.drain_seconds,
+        resources=merged,
+        workflows=options.workflows,
+    )
+
+
+def _random_of(seed: bytes) -> random.Random:
+    return random.Random(seed)

@@ -1,0 +1,631 @@
+"""Start, find, watch and steer runs: the same from a script, the CLI or a web page."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Generic, ParamSpec, TypeVar, cast
+
+from agentflow import ids
+from agentflow.clock import Clock, from_ms
+from agentflow.codec import Codec, Parts
+from agentflow.engine.context import RandomStream, RunInfo
+from agentflow.engine.definitions import REGISTRY, Registry, Workflow
+from agentflow.engine.rehearsal import Rehearsal, rehearse
+from agentflow.errors import (
+    InputMismatchError,
+    NotFoundError,
+    RunCancelledError,
+    RunFailedError,
+    RunParkedError,
+    UsageError,
+)
+from agentflow.history import events as ev
+from agentflow.history.failure import Failure
+from agentflow.history.history import History, cut, history_of, retry_point
+from agentflow.ledger.reports import CostGroup, CostQuery, RunCost, total
+from agentflow.llm.stream import StreamItem
+from agentflow.protocols import (
+    ENDED,
+    PARKED,
+    Approval,
+    Message,
+    NewRun,
+    RunFilter,
+    RunRow,
+    RunStatus,
+    Store,
+    bare_append,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Rows = list[RunRow]  # spelt here: inside Client, `list` is its method
+Approvals = list[Approval]
+Groups = list[CostGroup]
+
+_POLL_SECONDS = 0.25  # how late a change by another process may be seen
+_OWN_POLL_SECONDS = 5.0  # our own worker tells us; this is only a net
+
+
+class Watch:
+    """Tells those who wait for a run that its status changed, and passes stream items on."""
+
+    def __init__(self) -> None:
+        self.worker_error: Callable[[], BaseException | None] = lambda: None
+        self.is_owner: Callable[[], bool] = lambda: False
+        self._waiting: dict[int, set[asyncio.Future[None]]] = {}
+        self._streams: dict[str, set[asyncio.Queue[StreamItem | None]]] = {}
+        self._ends: dict[int, str] = {}
+
+    def on_status(self, run_pk: int, status: RunStatus) -> None:
+        """Wake those who wait for this run; -1 wakes everybody."""
+        pks = list(self._waiting) if run_pk == -1 else [run_pk]
+        for pk in pks:
+            for future in self._waiting.pop(pk, ()):
+                if not future.done():
+                    future.set_result(None)
+        if status in ENDED or status in PARKED:
+            for queue in self._streams.get(self._ends.get(run_pk, ""), ()):
+                queue.put_nowait(None)
+
+    def on_item(self, run_id: str, item: StreamItem) -> None:
+        """Pass a stream item to the run's subscribers."""
+        for queue in self._streams.get(run_id, ()):
+            queue.put_nowait(item)
+
+    def is_watched(self, run_id: str) -> bool:
+        """Return whether somebody watches the run's stream."""
+        return run_id in self._streams
+
+    async def changed(self, run_pk: int) -> None:
+        """Wait until the run's status may have changed."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(run_pk, set()).add(future)
+        seconds = _OWN_POLL_SECONDS if self.is_owner() else _POLL_SECONDS
+        try:
+            await asyncio.wait({future}, timeout=seconds)
+        finally:
+            waiting = self._waiting.get(run_pk, set())
+            waiting.discard(future)
+            if not waiting:
+                self._waiting.pop(run_pk, None)
+        if (error := self.worker_error()) is not None:
+            raise error
+
+    def subscribe(self, run_pk: int, run_id: str) -> asyncio.Queue[StreamItem | None]:
+        """Return a queue of the run's stream items; None says that the run has ended."""
+        queue: asyncio.Queue[StreamItem | None] = asyncio.Queue()
+        self._streams.setdefault(run_id, set()).add(queue)
+        self._ends[run_pk] = run_id
+        return queue
+
+    def unsubscribe(self, run_id: str, queue: asyncio.Queue[StreamItem | None]) -> None:
+        """Forget a subscriber."""
+        queues = self._streams.get(run_id, set())
+        queues.discard(queue)
+        if not queues:
+            self._streams.pop(run_id, None)
+
+
+@dataclass(slots=True, kw_only=True)
+class Seams:
+    """What a client is made of.
+
+    Attributes:
+        actor: Who is named in the history for what this client does.
+    """
+
+    store: Store
+    codec: Codec
+    clock: Clock
+    random_of: Callable[[bytes], RandomStream]
+    watch: Watch
+    registry: Registry = REGISTRY
+    project: str = "default"
+    actor: str | None = None
+
+
+class Run(Generic[R]):
+    """A handle of one run.
+
+    Attributes:
+        id: The run's id.
+    """
+
+    def __init__(self, seams: Seams, row: RunRow) -> None:
+        self.id = row.id
+        self._seams = seams
+        self._pk = row.pk
+        self._project = row.project
+        self._workflow = row.workflow
+
+    def __repr__(self) -> str:
+        """Return the workflow and the id."""
+        return f"<run {self.id} of {self._workflow}>"
+
+    async def info(self) -> RunRow:
+        """Return the run's row: status, what it waits for, times, tags, attributes.
+
+        Returns:
+            The row as it is now.
+
+        Raises:
+            NotFoundError: the run was removed.
+        """
+        rows = await self._seams.store.get_runs([self._pk])
+        if not rows:
+            msg = f"run {self.id} does not exist any more"
+            raise NotFoundError(msg)
+        return rows[0]
+
+    async def status(self) -> RunStatus:
+        """Return the status, one word: ``running``, ``waiting``, ``completed`` and so on.
+
+        Returns:
+            The status as it is now.
+        """
+        return (await self.info()).status
+
+    async def result(self) -> R:
+        """Wait for the run to end.
+
+        Returns:
+            What the workflow returned, as its annotation says.
+
+        Raises:
+            RunFailedError: it failed; `failure` has the recorded data.
+            RunCancelledError: it was cancelled.
+            RunParkedError: it waits for mended code, a matching version or a release.
+        """
+        while True:
+            row = await self.info()
+            if row.status in ENDED:
+                return cast("R", await self._outcome(row))
+            if row.status in PARKED:
+                first = row.error.splitlines()[0] if row.error else row.status
+                msg = f"run {self.id} {row.status}: {first}"
+                raise RunParkedError(msg, data={"status": row.status, "error": row.error})
+            await self._seams.watch.changed(self._pk)
+
+    async def _outcome(self, row: RunRow) -> Any:
+        codec, store = self._seams.codec, self._seams.store
+        if row.status == "completed":
+            if row.output is None:
+                return None
+            known = self._seams.registry.workflows.get(row.workflow)
+            returns = known.returns if known is not None else Any
+            return codec.decode(row.output, returns, store, what="run result")
+        if row.status == "cancelled":
+            msg = f"run {self.id} was cancelled"
+            raise RunCancelledError(msg)
+        failure = Failure(type="RunFailed", message=row.error)
+        if row.output is not None:
+            failure = codec.decode(row.output, Failure, store, what="failure")
+        error = RunFailedError(f"run {self.id} failed: {failure.line}", hint=failure.hint)
+        error.failure = failure
+        raise error
+
+    async def cost(self) -> RunCost:
+        """Return what the run has cost so far, with what the total covers.
+
+        Returns:
+            Exact dollars and the coverage; unknown is never zero.
+        """
+        query = CostQuery(by="run", project=self._project, run_id=self.id)
+        return RunCost(total(await self._seams.store.cost(query), self.id))
+
+    async def history(self) -> tuple[ev.AnyEvent, ...]:
+        """Return every event of the run, from seq 1.
+
+        Returns:
+            The events in order.
+        """
+        return (await self._seams.store.history(self._pk, whole=True)).events
+
+    async def signal(self, name: str, value: object = None, *, actor: str | None = None) -> None:
+        """Send a message into the run; it is durable when this returns.
+
+        Args:
+            name: The signal's name.
+            value: JSON values, dataclasses or models.
+            actor: Who sends it.
+
+        Raises:
+            RunEndedError: the run has ended.
+        """
+        parts = Parts()
+        payload = self._seams.codec.encode(value, Any, parts, what=f"signal {name}")
+        await self._send(
+            Message(
+                id=ids.new_message_id(), kind="signal", name=name, payload=payload, parts=parts,
+                actor=actor or self._seams.actor,
+            )
+        )  # fmt: skip
+
+    async def cancel(self, reason: str = "", *, actor: str | None = None) -> None:
+        """Ask the run to end; its code may still clean up.
+
+        Args:
+            reason: Why; recorded.
+            actor: Who asks.
+
+        Raises:
+            RunEndedError: the run has ended.
+        """
+        await self._tell("cancel", reason, actor)
+
+    async def pause(self, reason: str = "", *, actor: str | None = None) -> None:
+        """Start no new attempt; timers, signals and outcomes go on.
+
+        Args:
+            reason: Why; recorded.
+            actor: Who asks.
+
+        Raises:
+            RunEndedError: the run has ended.
+        """
+        await self._tell("pause", reason, actor)
+
+    async def unpause(self, *, on_mismatch: str | None = None, actor: str | None = None) -> None:
+        """Let a paused or parked run go on.
+
+        Args:
+            on_mismatch: For a changed call: ``reuse`` its recorded answer, or ``recall`` (pay).
+            actor: Who asks.
+
+        Raises:
+            RunEndedError: the run has ended.
+            UsageError: *on_mismatch* is another word.
+        """
+        if on_mismatch not in {None, "reuse", "recall", "strict"}:
+            msg = f"on_mismatch={on_mismatch!r} is none of strict, reuse, recall"
+            raise UsageError(msg)
+        await self._tell("unpause", "", actor, {"on_mismatch": on_mismatch})
+
+    async def _tell(
+        self, kind: Any, name: str, actor: str | None, data: dict[str, Any] | None = None
+    ) -> None:
+        await self._send(
+            Message(
+                id=ids.new_message_id(), kind=kind, name=name, data=data or {},
+                actor=actor or self._seams.actor,
+            )
+        )  # fmt: skip
+
+    async def _send(self, message: Message) -> None:
+        await self._seams.store.send(self._project, self.id, message)
+
+    async def retry(self, *, at_seq: int | None = None, actor: str | None = None) -> None:
+        """Reopen a run that failed or was cancelled; recorded results are not paid again.
+
+        Args:
+            at_seq: Keep the history up to this event, a 1-based number; by default up to just
+                before the last failure that the code saw.
+            actor: Who asks.
+
+        Raises:
+            UsageError: the run has not ended, or it completed.
+        """
+        row = await self.info()
+        if row.status not in {"failed", "cancelled"}:
+            msg = f"run {self.id} is {row.status}"
+            raise UsageError(msg, hint="Only failed and cancelled runs are retried.")
+        history = await self._history(whole=False)
+        point = retry_point(history) if at_seq is None else at_seq
+        now = self._seams.clock.now_ms()
+        fact = ev.RunReopened(
+            time_ms=now, at_seq=point, reason="retry", actor=actor or self._seams.actor
+        )
+        batch = bare_append(
+            row,
+            batch_id=ids.new_batch_id(),
+            status="pending",
+            facts=[fact],
+            applied_seq=cut(history, point),
+            wake_at_ms=0,
+        )
+        await self._seams.store.append(batch)
+
+    async def _history(self, *, whole: bool) -> History:
+        return history_of((await self._seams.store.history(self._pk, whole=whole)).events)
+
+    async def query(self, name: str, *args: Any) -> Any:
+        """Ask the run a question that its code answers with `agentflow.expose`.
+
+        The committed history is replayed here, so that the workflow must be registered.
+
+        Args:
+            name: The query's name.
+            *args: Its arguments.
+
+        Returns:
+            The answer.
+
+        Raises:
+            NotFoundError: the code exposes no query of that name.
+        """
+        rehearsal = await self.rehearse()
+        try:
+            answer = rehearsal.machine.queries.get(name)
+            if answer is None:
+                known = ", ".join(sorted(rehearsal.machine.queries)) or "none"
+                msg = f"run {self.id} exposes no query {name!r} (exposed: {known})"
+                raise NotFoundError(msg)
+            return answer(*args)
+        finally:
+            rehearsal.machine.evict()
+
+    async def rehearse(self) -> Rehearsal:
+        """Replay the recorded history through today's code, with no side effect.
+
+        Returns:
+            Where the code diverges, and what it would ask for next. Evict its machine when done.
+        """
+        row = await self.info()
+        stored = await self._seams.store.history(self._pk)
+        workflow = self._seams.registry.workflow(row.workflow)
+        info = RunInfo(
+            id=row.id, project=row.project, workflow=row.workflow,
+            started_at=from_ms(stored.events[0].time_ms), tags=row.tags,
+        )  # fmt: skip
+        seams = self._seams
+
+        def work() -> Rehearsal:
+            return rehearse(
+                workflow, history_of(stored.events), info, applied_seq=row.applied_seq,
+                codec=seams.codec, bodies=seams.store, random_of=seams.random_of,
+            )  # fmt: skip
+
+        return await in_callback(work)
+
+    async def stream(self) -> AsyncIterator[StreamItem]:
+        """Yield pieces of the model's answers while they come, until the run ends or parks.
+
+        Yields:
+            Items in order; one with `reset` says that a new attempt begins.
+        """
+        watch = self._seams.watch
+        queue = watch.subscribe(self._pk, self.id)
+        try:
+            while True:
+                row = await self.info()
+                if (row.status in ENDED or row.status in PARKED) and queue.empty():
+                    return
+                try:
+                    item = await asyncio.wait_for(queue.get(), _POLL_SECONDS)
+                except TimeoutError:
+                    continue
+                if item is not None:
+                    yield item
+        finally:
+            watch.unsubscribe(self.id, queue)
+
+
+async def in_callback(work: Callable[[], R]) -> R:
+    """Run *work* from a callback of the running loop: a workflow's loop may be driven there."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[R] = loop.create_future()
+
+    def call() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as e:  # noqa: BLE001 -- handed to the one who waits
+            done.set_exception(e)
+
+    loop.call_soon(call)
+    return await done
+
+
+class Client:
+    """Everything that can be done with runs from outside; see `agentflow.connect`."""
+
+    def __init__(self, seams: Seams) -> None:
+        self._seams = seams
+
+    @property
+    def store(self) -> Store:
+        """The store, for tools that read it."""
+        return self._seams.store
+
+    @property
+    def project(self) -> str:
+        """The project that ids belong to."""
+        return self._seams.project
+
+    @property
+    def codec(self) -> Codec:
+        """The codec, for tools that read payloads."""
+        return self._seams.codec
+
+    async def start(  # noqa: PLR0913 -- the public keywords of a start
+        self,
+        workflow: Workflow[..., Awaitable[R]],
+        *args: Any,
+        id: str | None = None,
+        project: str | None = None,
+        tags: Sequence[str] = (),
+        queue: str = "default",
+        delay: timedelta | float | None = None,
+        **kwargs: Any,
+    ) -> Run[R]:
+        """Start a run, or return the one that has this id.
+
+        Args:
+            workflow: A function decorated with @workflow.
+            *args: Its arguments.
+            id: The run's id, unique in the project; a new UUIDv7 by default.
+            project: Project of the run; the client's by default.
+            tags: Words by which lists and costs are grouped.
+            queue: Name of the queue.
+            delay: Do not begin before; a timedelta or seconds.
+            **kwargs: The workflow's arguments by name.
+
+        Returns:
+            A handle; the run is durable when this returns.
+
+        Raises:
+            InputMismatchError: the id belongs to another workflow or to another input.
+            EncodeError: an argument has no JSON form.
+            UsageError: the arguments do not fit the workflow.
+        """
+        if not isinstance(cast("object", workflow), Workflow):
+            msg = f"start() takes a workflow, not {workflow!r}"
+            raise UsageError(msg, hint="Decorate the function with @agentflow.workflow.")
+        seams, parts = self._seams, Parts()
+        now = seams.clock.now_ms()
+        run_id = id or ids.new_run_id()
+        payload = seams.codec.encode_fields(
+            workflow.bind(args, kwargs), workflow.annotations, parts,
+            what=f"{workflow.name}() argument",
+        )  # fmt: skip
+        started = ev.RunStarted(
+            time_ms=now, actor=seams.actor, payload=payload, workflow=workflow.name,
+            seed=ids.new_message_id(), workflow_version=workflow.version,
+            python_version=_python_version(), logic_flags=[],
+        )  # fmt: skip
+        new = NewRun(
+            project=project or seams.project, id=run_id, workflow=workflow.name, started=started,
+            parts=parts, start_at_ms=now + _ms(delay) if delay else 0, tags=tuple(tags), queue=queue,
+        )  # fmt: skip
+        ((row, is_new),) = await seams.store.start([new])
+        if not is_new:
+            self._check_same(row, workflow, payload.digest)
+        return Run(seams, row)
+
+    def _check_same(self, row: RunRow, workflow: Workflow[..., Any], digest: bytes) -> None:
+        if row.workflow != workflow.name:
+            msg = f"run {row.id!r} is a run of {row.workflow!r}, not of {workflow.name!r}"
+            raise InputMismatchError(msg)
+        if row.input is None or row.input.digest != digest:
+            was = self._shown(row)
+            msg = f"run {row.id!r} was started with other input: {was}"
+            raise InputMismatchError(msg)
+
+    def _shown(self, row: RunRow) -> str:
+        if row.input is None:
+            return "none"
+        text = self._seams.codec.plain(row.input, self._seams.store).decode()
+        return text if len(text) <= 200 else text[:200] + "…"  # noqa: PLR2004 -- one line
+
+    async def get(self, id: str) -> Run[Any]:
+        """Return the run with this id, a unique prefix of it, or ``@last``.
+
+        Args:
+            id: The id; a prefix needs 6 characters or more.
+
+        Returns:
+            A handle.
+
+        Raises:
+            NotFoundError: there is none. AmbiguousIdError: there are several.
+        """
+        return Run(self._seams, await self._seams.store.get_run(self._seams.project, id))
+
+    async def list(
+        self,
+        *,
+        workflow: str | None = None,
+        status: str | Sequence[str] = (),
+        tag: str | None = None,
+        attributes: dict[str, Any] | None = None,
+        since: datetime | None = None,
+        limit: int = 100,
+    ) -> Rows:
+        """Return runs of the project, newest first.
+
+        Args:
+            workflow: Only of this workflow.
+            status: Only with this status, or one of these.
+            tag: Only with this tag.
+            attributes: Only with these attribute values.
+            since: Only started from this aware time on.
+            limit: Number of runs at most.
+
+        Returns:
+            Rows, newest first.
+        """
+        return await self._seams.store.list_runs(
+            RunFilter(
+                project=self._seams.project,
+                workflow=workflow,
+                statuses=(status,) if isinstance(status, str) else tuple(status),
+                tag=tag,
+                attributes=attributes or {},
+                since_ms=int(since.timestamp() * 1000) if since else None,
+                limit=limit,
+            )
+        )
+
+    async def approvals(self, *, run_id: str | None = None, pending_only: bool = True) -> Approvals:
+        """Return questions to people, oldest first.
+
+        Args:
+            run_id: Only of this run.
+            pending_only: Only those that nobody has decided.
+
+        Returns:
+            The approvals.
+        """
+        return await self._seams.store.list_approvals(
+            self._seams.project, run_id=run_id, pending_only=pending_only
+        )
+
+    async def decide(
+        self,
+        approval_id: str,
+        *,
+        approved: bool,
+        reason: str = "",
+        actor: str | None = None,
+        arguments: dict[str, Any] | None = None,
+    ) -> Approval:
+        """Approve or deny, once.
+
+        Args:
+            approval_id: The approval's id or a unique prefix of it.
+            approved: Whether the answer is yes.
+            reason: Shown to the code and the model.
+            actor: Who decides.
+            arguments: For a tool call: run it with these arguments instead.
+
+        Returns:
+            The approval after the decision.
+
+        Raises:
+            NotFoundError: there is no such approval.
+            UsageError: it was decided before, or the run has moved on.
+        """
+        parts, payload = Parts(), None
+        if arguments is not None:
+            payload = self._seams.codec.encode(arguments, Any, parts, what="edited arguments")
+        message = Message(
+            id=ids.new_message_id(), kind="approval", name=approval_id,
+            actor=actor or self._seams.actor, payload=payload, parts=parts,
+            data={"decision": "approved" if approved else "denied", "reason": reason},
+        )  # fmt: skip
+        return await self._seams.store.decide(self._seams.project, approval_id, message)
+
+    async def cost(self, query: CostQuery) -> Groups:
+        """Return the ledger summed by group, the dearest first.
+
+        Args:
+            query: What is summed, and by what.
+
+        Returns:
+            One sum per group; see `agentflow.ledger.reports.coverage` for what it covers.
+        """
+        return await self._seams.store.cost(query)
+
+
+def _ms(span: timedelta | float) -> int:
+    seconds = span.total_seconds() if isinstance(span, timedelta) else span
+    return int(seconds * 1000)
+
+
+def _python_version() -> str:
+    return ".".join(map(str, sys.version_info[:3]))

@@ -1,0 +1,436 @@
+"""Values to canonical JSON and back, by annotation, through pydantic.
+
+A value becomes *bytes* (canonical JSON: sorted keys, no spaces, no NaN) and a *digest*
+(SHA-256 of those bytes, or an HMAC when a cipher is set). Small bodies stay in their event;
+larger ones live by digest in a table of their own. Two kinds of parts inside a value are
+stored apart, so that a conversation is stored once and not once per call:
+
+* a field annotated ``Annotated[T, Stored()]`` is replaced by the digest of its own body;
+* types of the message chain put their nodes into the same `Parts` (see llm.messages).
+
+No type tags, no pickle: the reader's annotation decides what the JSON means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Protocol
+
+from pydantic import BaseModel, GetCoreSchemaHandler, PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import CoreSchema, PydanticSerializationError, core_schema
+
+from agentflow.errors import DecodeError, EncodeError, PayloadErased, PayloadTooLargeError
+
+INLINE_BYTES = 256  # DESIGN section 5: larger bodies live by digest in their own table
+MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
+DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """One encoded value as an event refers to it.
+
+    Attributes:
+        digest: Content address, 32 bytes.
+        size_bytes: Length of the canonical JSON.
+        type: The declared type, for readers; never used to decode.
+        body: Sealed body when it is small, else None (look it up by digest).
+        parts: Digests of bodies that were stored apart.
+    """
+
+    digest: bytes
+    size_bytes: int
+    type: str
+    body: bytes | None
+    parts: tuple[bytes, ...] = ()
+
+
+@dataclass(slots=True)
+class Parts:
+    """What encoding a value put aside.
+
+    Attributes:
+        bodies: Sealed bodies by digest.
+        nodes: Nodes of the message chain by id.
+        on_commit: Called once the store has them.
+    """
+
+    bodies: dict[bytes, bytes] = field(default_factory=dict)
+    nodes: dict[bytes, MessageNode] = field(default_factory=dict)
+    on_commit: list[Callable[[], None]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class MessageNode:
+    """One message of a conversation, chained to the one before it like a commit in git.
+
+    Attributes:
+        id: ``H(parent, digest)``; names the whole conversation up to here.
+        parent: The node before, or None for the first message.
+        digest: Content address of the message's own body.
+    """
+
+    id: bytes
+    parent: bytes | None
+    digest: bytes
+
+
+class Bodies(Protocol):
+    """Looks bodies and chains up while a value is decoded."""
+
+    def body(self, digest: bytes) -> bytes | None:
+        """Return the sealed body of *digest*, or None where it was erased or never stored."""
+        ...
+
+    def chain(self, head: bytes, count: int) -> list[tuple[MessageNode, bytes]]:
+        """Return the last *count* nodes up to *head*, oldest first, each with its sealed body.
+
+        Raises:
+            PayloadErased: a node or a body is missing.
+        """
+        ...
+
+
+class NoBodies:
+    """Bodies for values that are known to be inline."""
+
+    def body(self, digest: bytes) -> bytes | None:
+        """Return None: nothing is stored here."""
+
+    def chain(self, head: bytes, count: int) -> list[tuple[MessageNode, bytes]]:
+        """Raise PayloadErased: nothing is stored here."""
+        msg = f"{count} messages up to {head.hex()[:12]} are missing"
+        raise PayloadErased(msg)
+
+
+class Cipher(Protocol):
+    """The hook through which every stored body passes."""
+
+    def digest(self, plain: bytes) -> bytes:
+        """Return the 32-byte content address of *plain*."""
+        ...
+
+    def seal(self, digest: bytes, plain: bytes) -> bytes:
+        """Return what is stored for *plain*."""
+        ...
+
+    def open(self, digest: bytes, sealed: bytes) -> bytes:
+        """Return the plain bytes of a stored body."""
+        ...
+
+
+_RAW, _ZLIB = b"\x00", b"\x01"
+
+
+def squeeze(plain: bytes) -> bytes:
+    """Return *plain* with one leading byte that says whether it was compressed."""
+    if len(plain) > INLINE_BYTES:
+        packed = zlib.compress(plain, 6)
+        if len(packed) < len(plain):
+            return _ZLIB + packed
+    return _RAW + plain
+
+
+def unsqueeze(stored: bytes) -> bytes:
+    """Return the bytes that `squeeze` was given."""
+    return zlib.decompress(stored[1:]) if stored[:1] == _ZLIB else stored[1:]
+
+
+class PlainCipher:
+    """No encryption: SHA-256 and zlib."""
+
+    def digest(self, plain: bytes) -> bytes:
+        """Return SHA-256 of *plain*."""
+        return hashlib.sha256(plain).digest()
+
+    def seal(self, digest: bytes, plain: bytes) -> bytes:  # noqa: ARG002 -- the hook's shape
+        """Return *plain*, compressed where that helps."""
+        return squeeze(plain)
+
+    def open(self, digest: bytes, sealed: bytes) -> bytes:  # noqa: ARG002 -- the hook's shape
+        """Return the plain bytes."""
+        return unsqueeze(sealed)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """The pydantic context while a value is written."""
+
+    codec: Codec
+    parts: Parts
+    digests: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """The pydantic context while a value is read."""
+
+    codec: Codec
+    bodies: Bodies
+
+
+class Stored:
+    """Marks a field whose body is stored apart, by digest: ``Annotated[Message, Stored()]``."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Wrap the field's schema so that inside a codec only the digest is written."""
+        inner = handler(source)
+
+        def dump(value: Any, nxt: Callable[[Any], Any], info: Any) -> Any:
+            plain = nxt(value)
+            if not isinstance(info.context, Encoding):
+                return plain
+            return info.context.codec.put(canonical(plain), info.context).hex()
+
+        def load(value: Any, nxt: Callable[[Any], Any], info: Any) -> Any:
+            if isinstance(info.context, Decoding) and isinstance(value, str):
+                value = json.loads(info.context.codec.get(bytes.fromhex(value), info.context))
+            return nxt(value)
+
+        return core_schema.with_info_wrap_validator_function(
+            load,
+            inner,
+            serialization=core_schema.wrap_serializer_function_ser_schema(
+                dump, info_arg=True, schema=inner
+            ),
+        )
+
+
+def canonical(value: Any) -> bytes:
+    """Return JSON data as canonical bytes: sorted keys, no spaces, UTF-8, no NaN.
+
+    >>> canonical({"b": 1, "a": [True, None]})
+    b'{"a":[true,null],"b":1}'
+    """
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+class Codec:
+    """Encodes and decodes values for one project.
+
+    Args:
+        cipher: Digests and seals bodies; the default stores them in clear.
+        secrets: Known secret values by name; each is replaced by its name before writing.
+        max_bytes: Largest canonical JSON of one value, in bytes.
+    """
+
+    def __init__(
+        self,
+        cipher: Cipher | None = None,
+        *,
+        secrets: Mapping[str, str] | None = None,
+        max_bytes: int = MAX_PAYLOAD_BYTES,
+    ) -> None:
+        self.cipher: Cipher = cipher or PlainCipher()
+        self.max_bytes = max_bytes
+        self._secrets = [
+            (json.dumps(v, ensure_ascii=False)[1:-1].encode(), f"[secret {k}]".encode())
+            for k, v in (secrets or {}).items()
+            if len(v) >= 8  # noqa: PLR2004 -- shorter strings would erase ordinary words
+        ]
+
+    def encode(self, value: Any, annotation: Any, parts: Parts, *, what: str) -> Payload:
+        """Return *value* as a payload; bodies that live apart go into *parts*.
+
+        Raises:
+            EncodeError: a value has no JSON form; the message has its path.
+            PayloadTooLargeError: the JSON is longer than `max_bytes`.
+        """
+        context = Encoding(self, parts, [])
+        plain = to_canonical(to_json(value, annotation, what, context), value, what)
+        return self._payload(plain, type_name(annotation), context, what)
+
+    def encode_fields(
+        self, values: Mapping[str, Any], annotations: Mapping[str, Any], parts: Parts, *, what: str
+    ) -> Payload:
+        """Return named values, each written by its own annotation, as one JSON object."""
+        context = Encoding(self, parts, [])
+        data = {
+            name: to_json(value, annotations.get(name, Any), f"{what} {name}", context)
+            for name, value in values.items()
+        }
+        return self._payload(to_canonical(data, values, what), "object", context, what)
+
+    def decode_fields(
+        self, payload: Payload, annotations: Mapping[str, Any], bodies: Bodies, *, what: str
+    ) -> dict[str, Any]:
+        """Return the named values that `encode_fields` wrote."""
+        context = Decoding(self, bodies)
+        data = json.loads(self.plain(payload, bodies))
+        return {
+            name: from_json(item, annotations.get(name, Any), f"{what} {name}", context)
+            for name, item in data.items()
+        }
+
+    def _payload(self, plain: bytes, declared: str, context: Encoding, what: str) -> Payload:
+        plain = self.scrub(plain)
+        if len(plain) > self.max_bytes:
+            msg = f"{what} is {len(plain):,} bytes of JSON; the limit is {self.max_bytes:,}"
+            raise PayloadTooLargeError(msg)
+        digest = self.cipher.digest(plain)
+        sealed: bytes | None = self.cipher.seal(digest, plain)
+        if len(plain) > INLINE_BYTES:
+            context.parts.bodies[digest] = sealed or b""
+            sealed = None
+        return Payload(digest, len(plain), declared, sealed, tuple(context.digests))
+
+    def put(self, plain: bytes, context: Encoding) -> bytes:
+        """Store *plain* apart and return its digest."""
+        plain = self.scrub(plain)
+        digest = self.cipher.digest(plain)
+        context.parts.bodies[digest] = self.cipher.seal(digest, plain)
+        context.digests.append(digest)
+        return digest
+
+    def get(self, digest: bytes, context: Decoding) -> bytes:
+        """Return the plain bytes of a body that was stored apart."""
+        sealed = context.bodies.body(digest)
+        if sealed is None:
+            msg = f"the body {digest.hex()[:12]} was erased or is missing"
+            raise PayloadErased(msg)
+        return self.cipher.open(digest, sealed)
+
+    def plain(self, payload: Payload, bodies: Bodies) -> bytes:
+        """Return the canonical JSON of *payload*."""
+        if payload.body is not None:
+            return self.cipher.open(payload.digest, payload.body)
+        return self.get(payload.digest, Decoding(self, bodies))
+
+    def decode(self, payload: Payload, annotation: Any, bodies: Bodies, *, what: str) -> Any:
+        """Return the value of *payload* as *annotation*.
+
+        Raises:
+            DecodeError: the JSON does not fit the annotation.
+            PayloadErased: the body is gone.
+        """
+        data = json.loads(self.plain(payload, bodies))
+        return from_json(data, annotation, what, Decoding(self, bodies))
+
+    def scrub(self, plain: bytes) -> bytes:
+        """Return *plain* with every known secret value replaced by its name."""
+        for secret, name in self._secrets:
+            if secret in plain:
+                plain = plain.replace(secret, name)
+        return plain
+
+
+def digest_of(plain: bytes) -> bytes:
+    """Return SHA-256 of *plain*."""
+    return hashlib.sha256(plain).digest()
+
+
+@lru_cache(maxsize=4096)
+def _cached_adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(annotation)
+
+
+def adapter(annotation: Any) -> TypeAdapter[Any]:
+    """Return the pydantic adapter of *annotation*, made once."""
+    try:
+        return _cached_adapter(annotation)
+    except TypeError:  # an annotation that cannot be hashed, such as Annotated[int, []]
+        return TypeAdapter(annotation)
+
+
+def to_canonical(data: Any, value: Any, what: str) -> bytes:
+    """Return JSON *data* as canonical bytes; *value* is what it was made from.
+
+    Raises:
+        EncodeError: a float is NaN or infinite, or a string is not Unicode text.
+    """
+    try:
+        return canonical(data)
+    except (ValueError, TypeError, RecursionError) as e:
+        path, bad = find_unserialisable(value)
+        msg = f"{what}{path} is {bad!r:.80}, which has no JSON form"
+        raise EncodeError(msg, data={"path": f"{what}{path}"}) from e
+
+
+_PLAIN = (str, int, bool, type(None))
+
+
+def to_json(value: Any, annotation: Any, what: str, context: Any = None) -> Any:
+    """Return *value* as JSON data, as *annotation* says it is written.
+
+    Raises:
+        EncodeError: with the path of the part that has no JSON form.
+    """
+    if type(value) in _PLAIN and (annotation is type(value) or annotation is Any):
+        return value
+    try:
+        data = adapter(annotation).dump_python(
+            value, mode="json", context=context, warnings="error", by_alias=True
+        )
+    except (PydanticSerializationError, PydanticUserError, ValueError, TypeError, RecursionError) as e:
+        path, bad = find_unserialisable(value)
+        name = f"{what}{path}"
+        if bad is None:
+            first = str(e).splitlines()[0] if str(e) else type(e).__name__
+            msg = f"{what} does not fit {type_name(annotation)}: {first}"
+        else:
+            msg = f"{name} is a {type(bad).__qualname__}, which has no JSON form"
+        raise EncodeError(msg, data={"path": name}) from e
+    return data
+
+
+def from_json(data: Any, annotation: Any, what: str, context: Any = None) -> Any:
+    """Return JSON *data* as *annotation*.
+
+    Raises:
+        DecodeError: it does not fit; the message has the first misfit and its path.
+    """
+    if annotation is Any or annotation is type(data) in _PLAIN:
+        return data
+    try:
+        return adapter(annotation).validate_python(data, context=context, by_alias=True, by_name=True)
+    except ValidationError as e:
+        first = e.errors(include_url=False, include_input=False)[0]
+        path = "".join(f"[{part!r}]" for part in first["loc"])
+        msg = f"{what}{path} does not fit {type_name(annotation)}: {first['msg']}"
+        raise DecodeError(msg, data={"path": path}) from e
+
+
+def find_unserialisable(value: Any, path: str = "", depth: int = 0) -> tuple[str, Any]:
+    """Return (path, value) of the first part with no JSON form, or ("", None)."""
+    if depth > 20 or value is None:  # noqa: PLR2004 -- deeper than any sensible value
+        return "", None
+    for name, item in _parts_of(value):
+        found, bad = find_unserialisable(item, f"{path}{name}", depth + 1)
+        if bad is not None:
+            return found, bad
+    try:
+        canonical(TypeAdapter(Any).dump_python(value, mode="json"))
+    except Exception:  # noqa: BLE001 -- any failure means "this has no JSON form"
+        return path, value
+    return "", None
+
+
+def _parts_of(value: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        return [(f"[{k!r}]", v) for k, v in value.items()]
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [(f"[{i}]", v) for i, v in enumerate(value)]
+    if isinstance(value, BaseModel):
+        return [(f".{name}", getattr(value, name, None)) for name in type(value).model_fields]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(f".{f.name}", getattr(value, f.name, None)) for f in dataclasses.fields(value)]
+    return ()
+
+
+def type_name(annotation: Any) -> str:
+    """Return a readable name of *annotation*.
+
+    >>> type_name(list[int]), type_name(str), type_name(Any)
+    ('list[int]', 'str', 'Any')
+    """
+    if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
+        return annotation.__qualname__
+    return str(annotation).replace("typing.", "")

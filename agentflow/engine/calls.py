@@ -1,0 +1,113 @@
+"""One durable call of a run, asked by code or found in the history, until it is done."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Literal
+
+from agentflow.codec import Parts, Payload
+from agentflow.engine.context import ActivityCall
+from agentflow.engine.loop import WorkflowLoop
+from agentflow.engine.task import DurableTimer, WorkflowFuture
+
+CallKind = Literal["activity", "timer", "child", "approval"]
+CallState = Literal[
+    "new",  # asked in this drain, or only known from the history
+    "scheduled",  # recorded; waits for a guard, an approval, or its first start
+    "started",  # an attempt is in flight
+    "backoff",  # failed; waits for its next attempt
+    "doubt",  # outcome unknown; waits for a person or for reconcile
+    "done",
+]
+
+
+class Call:
+    """State of one durable call.
+
+    Attributes:
+        key: Its identity in the run's segment.
+        kind: What it is.
+        asked: The call as code asked for it; None until replay has got there.
+        future: What code waits on.
+        payload: Its input, encoded; parts: the input's bodies.
+        fingerprint: Hash of what was asked.
+        returns: Type of its result.
+        state: See `CallState`.
+        attempt: Number of the last attempt started, 0 before the first.
+        retry_at_ms: Time of the next attempt while in back-off.
+        scheduled_at_ms: When it was recorded.
+        cancel_recorded: Whether ActivityCancelRequested is in the history.
+        approval_id: Approval that it waits for or has been given.
+        edited: Arguments that the approver changed.
+        provider_ref: The provider's handle of the attempt in flight.
+        outcome: Its outcome event if that came before code asked (explicit keys).
+    """
+
+    __slots__ = (
+        "activity_call", "approval_id", "approved", "attempt", "attempt_base", "cancel_recorded", "child_id",
+        "edited", "fingerprint", "future", "key", "kind", "outcome", "parts", "payload",
+        "provider_ref", "recorded", "retry_at_ms", "returns", "scheduled_at_ms", "state",
+        "timer", "workflow", "on_parent_end", "question", "annotation",
+    )  # fmt: skip
+
+    def __init__(self, key: str, kind: CallKind) -> None:
+        self.key = key
+        self.kind: CallKind = kind
+        self.activity_call: ActivityCall | None = None
+        self.future: CallFuture | None = None
+        self.payload: Payload | None = None
+        self.parts: Parts | None = None
+        self.fingerprint = ""
+        self.returns: Any = Any
+        self.state: CallState = "new"
+        self.attempt = 0
+        self.attempt_base = 0  # attempts that a cut made void: they do not count as tries
+        self.retry_at_ms: int | None = None
+        self.scheduled_at_ms = 0
+        self.cancel_recorded = False
+        self.approval_id: str | None = None
+        self.approved = False
+        self.edited: Payload | None = None
+        self.provider_ref: str | None = None
+        self.outcome: Any = None
+        self.recorded: Any = None
+        self.timer: DurableTimer | None = None
+        self.child_id = ""
+        self.workflow = ""
+        self.on_parent_end = "cancel"
+        self.question = ""
+        self.annotation: Any = Any
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether code still wants the outcome."""
+        if self.kind == "timer":
+            return self.timer is not None and not self.timer.cancelled()
+        return self.future is not None and not self.future.done()
+
+    @property
+    def name(self) -> str:
+        """The activity's or workflow's name."""
+        return self.activity_call.activity.name if self.activity_call else self.workflow
+
+    def __repr__(self) -> str:
+        """Return kind, key and state."""
+        return f"<{self.kind} {self.key} {self.state}>"
+
+
+class CallFuture(WorkflowFuture[Any]):
+    """A future that tells its call when code gives up waiting."""
+
+    __slots__ = ("_on_cancel",)
+
+    def __init__(self, loop: WorkflowLoop, on_cancel: Callable[[], None] | None) -> None:
+        super().__init__(loop=loop, order=loop.next_future_order())
+        self._on_cancel = on_cancel
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel the wait; the call itself is asked to stop after this drain."""
+        done = asyncio.Future.cancel(self, msg)
+        if done and self._on_cancel is not None:
+            self._on_cancel()
+        return done

@@ -1,0 +1,1093 @@
+"""The machine: events in, commands and new events out. No clock, no I/O.
+
+One `Machine` is one run in memory. `replay` applies a recorded history; `activate` applies what
+has arrived since, one outcome at a time, each followed by a drain of the workflow's event loop.
+Whatever code asks for in a drain is compared with the history by key (`_collect`): a recorded call
+is answered from the history, a new one becomes an intent in the batch. Nothing starts before the
+batch is committed (`committed`).
+
+A drain at or below `applied_seq` ran before and committed its intents; if code asks there for a
+call that the history does not hold, the call waits for the end of the replay, where every recorded
+key must have been asked for. So an edit that only adds a branch goes on, and one that changes the
+course of the run is a mismatch before anything new is paid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, assert_never
+
+from agentflow.codec import Bodies, Codec, Parts, Payload
+from agentflow.engine.calls import Call, CallFuture
+from agentflow.engine.commands import (
+    Arrival,
+    AttemptStart,
+    Batch,
+    CancelAttempt,
+    ChildStart,
+    Command,
+    Reconcile,
+    StartAttempt,
+)
+from agentflow.engine.context import Decision, RandomStream, RunInfo
+from agentflow.engine.definitions import OnMismatch, Workflow
+from agentflow.engine.ending import Ending, Parking, bug_text, ending_of
+from agentflow.engine.fingerprint import difference, refreshed
+from agentflow.engine.loop import WorkflowLoop
+from agentflow.engine.run_context import MachineContext
+from agentflow.engine.task import DurableTimer
+from agentflow.errors import (
+    AgentflowError,
+    ApprovalDeniedError,
+    BudgetError,
+    DecodeError,
+    InDoubtError,
+    RunCancelledError,
+    RunFailedError,
+)
+from agentflow.history import events as ev
+from agentflow.history.failure import Failure, activity_error, failure_of
+from agentflow.history.history import History
+
+_LOG = logging.getLogger("agentflow.engine")
+_INTENTS = (ev.ActivityScheduled, ev.TimerStarted, ev.ChildStarted, ev.ApprovalRequested)
+
+
+class CutNeeded(BaseException):
+    """Control flow: `recall` wants the history cut after this seq, then replayed."""
+
+    def __init__(self, at_seq: int) -> None:
+        super().__init__(f"cut at {at_seq}")
+        self.at_seq = at_seq
+
+
+class Machine:
+    """One run in memory.
+
+    Args:
+        workflow: The registered code.
+        history: What is recorded.
+        info: Facts that code may read.
+        applied_seq: Highest seq whose drain committed its intents.
+        next_seq: The store's next seq.
+        codec: Encodes and decodes payloads.
+        bodies: Looks bodies up.
+        random_of: Makes a stream of draws from a seed.
+
+    Attributes:
+        calls: Every call of the segment by key.
+        ending: How the function ended, once it has.
+        parking: Why the run waits for a person, if it does.
+        paused: Whether an operator paused the run.
+    """
+
+    def __init__(  # noqa: PLR0913 -- what replay is a function of
+        self,
+        workflow: Workflow[..., Any],
+        history: History,
+        info: RunInfo,
+        *,
+        applied_seq: int,
+        next_seq: int,
+        codec: Codec,
+        bodies: Bodies,
+        random_of: Callable[[bytes], RandomStream],
+    ) -> None:
+        self.workflow = workflow
+        self.history = history
+        self.info = info
+        self.codec = codec
+        self.bodies = bodies
+        self.applied_seq = applied_seq
+        self.next_seq = next_seq
+        self.loop = WorkflowLoop(self, now_ms=history.effective[0].time_ms)
+        self.loop.agentflow_context = MachineContext(self)
+        self.calls: dict[str, Call] = {}
+        self.ending: Ending | None = None
+        self.parking: Parking | None = None
+        self.paused = False
+        self.cancel_reason: str | None = None
+        self.attributes: dict[str, Any] = {}
+        self.queries: dict[str, Callable[..., Any]] = {}
+        self.live = False
+        self.deaf = False  # the function ended: commands are refused
+        self.patches: dict[str, bool] = {}
+        self._random_of = random_of
+        self._streams: dict[str, RandomStream] = {}
+        self._segment = history.effective[0].seq
+        self._root: Any = None
+        self._recorded: dict[str, Any] = {}
+        self._accepted: dict[str, set[str]] = {}
+        self._on_mismatch: OnMismatch = workflow.on_mismatch
+        self._asked: list[Call] = []
+        self._fresh: list[Call] = []
+        self._dropped: list[Call] = []
+        self._notes: list[ev.AnyEvent] = []
+        self._approvals: dict[str, Call] = {}
+        self._buffers: dict[str, deque[ev.SignalReceived]] = {}
+        self._waiters: dict[str, deque[tuple[CallFuture, Any]]] = {}
+        self._memo: dict[tuple[str, str], ev.AnyEvent] = {}
+        self._void_attempts: dict[str, int] = {}
+        self._void_failed: set[str] = set()
+        self._late: list[Arrival] = []
+        self._to_start: dict[str, Call] = {}
+        self._timers: dict[str, Call] = {}
+        self._backoff: dict[str, Call] = {}
+        self._open_calls: dict[str, Call] = {}
+        self._batch = Batch()
+        self._now_ms = self.loop.now_ms
+
+    # --- replay -----------------------------------------------------------------------------
+
+    def replay(self, now_ms: int) -> None:
+        """Apply the recorded history. What is new goes into the next batch, as of *now_ms*.
+
+        Raises:
+            CutNeeded: a changed call is to be paid again (`recall`).
+        """
+        for event in self.history.effective:
+            self._index(event)
+        self._index_void()
+        for event in self.history.effective:
+            self.live = event.seq > self.applied_seq
+            self._now_ms = event.time_ms
+            if self._apply(event) and self.parking is None:
+                self._drain()
+            if self.parking is not None:
+                return
+        self._check_asked()
+        self.live = True
+        if self.parking is None:
+            self._now_ms = max(now_ms, self._now_ms)
+            self._flush()
+
+    def _index(self, event: ev.AnyEvent) -> None:
+        if isinstance(event, _INTENTS) and event.key is not None:
+            if isinstance(event, ev.ApprovalRequested) and event.kind != "question":
+                return
+            self._recorded[event.key] = event
+        elif isinstance(event, ev.PatchMarked):
+            self.patches[event.name] = event.taken
+        elif isinstance(event, ev.MismatchAccepted) and event.key is not None:
+            self._accepted.setdefault(event.key, set()).add(event.fingerprint)
+        elif isinstance(event, ev.RunResumed) and event.on_mismatch in {"reuse", "recall"}:
+            self._on_mismatch = "reuse" if event.on_mismatch == "reuse" else "recall"
+
+    def _index_void(self) -> None:
+        """After a cut: remember voided outcomes (they answer equal calls) and attempt numbers."""
+        prints: dict[str, str] = {}
+        for event in (*self.history.effective, *self.history.void):
+            if isinstance(event, (ev.ActivityScheduled, ev.ChildStarted)) and event.key:
+                prints[event.key] = event.fingerprint
+        for event in self.history.void:
+            key = event.key or ""
+            if isinstance(event, ev.ActivityCompleted):
+                self._memo[key, prints.get(key, "")] = event
+            elif isinstance(event, ev.ActivityFailed) and event.retry_at_ms is None:
+                self._void_failed.add(key)
+            elif isinstance(event, ev.ActivityStarted):
+                attempt = max(event.attempt, self._void_attempts.get(key, 0))
+                self._void_attempts[key] = attempt
+            elif isinstance(event, ev.ChildFinished):
+                if event.status == "completed":
+                    self._memo[key, prints.get(key, "")] = event
+                else:
+                    self._void_failed.add(key)
+
+    def _check_asked(self) -> None:
+        """Park the run where the history holds a call that code did not ask for."""
+        missing = [
+            key
+            for key in self._recorded
+            if not key.startswith("@") and (key not in self.calls or not self._is_asked(key))
+        ]
+        if not missing or self.parking is not None:
+            return
+        asked = [c.key for c in self._fresh]
+        lines = [f"the history holds {missing[0]}, which the code did not ask for"]
+        lines += [f"  recorded, not asked: {key}" for key in missing[:10]]
+        lines += [f"  asked, not recorded: {key}" for key in asked[:10]]
+        self.park("needs_version", "\n".join(lines))
+
+    def _is_asked(self, key: str) -> bool:
+        call = self.calls[key]
+        return call.future is not None or call.timer is not None
+
+    # --- live -------------------------------------------------------------------------------
+
+    def activate(self, arrivals: Iterable[Arrival], now_ms: int) -> None:
+        """Apply what arrived, one outcome at a time, then the timers that are due."""
+        self.live = True
+        # An outcome may come a moment before the clock of the worker that recorded the last one.
+        now_ms = max(now_ms, self._now_ms)
+        late, self._late = self._late, []
+        for arrival in (*late, *arrivals):
+            self._arrive(arrival, now_ms)
+        while (due := self._next_due(now_ms)) is not None and self.ending is None:
+            self._arrive(Arrival(event=ev.TimerFired(key=due.key)), now_ms)
+            if self.parking is not None:
+                break
+        for call in [c for c in self._backoff.values() if (c.retry_at_ms or 0) <= now_ms]:
+            del self._backoff[call.key]
+            if call.is_waited_for or self._keeps_going(call):
+                self._to_start[call.key] = call
+        self._batch_starts(now_ms)
+
+    def _keeps_going(self, call: Call) -> bool:
+        return call.future is None  # not asked yet (explicit key): its outcome may still be wanted
+
+    def _arrive(self, arrival: Arrival, now_ms: int) -> None:
+        event = self.record(arrival.event, now_ms)
+        batch = self._batch
+        batch.add_parts(arrival.parts)
+        batch.ledger.extend(arrival.ledger)
+        batch.progress = batch.progress or event.outcome
+        if arrival.inbox_row is not None:
+            batch.inbox_done.append(arrival.inbox_row)
+        self._now_ms = event.time_ms
+        if self.is_parked:
+            return  # a fact: it commits, and is applied when the code is mended
+        before = len(batch.facts), len(batch.children), len(batch.commands)
+        if self._apply(event, arrival) and self.ending is None and self.parking is None:
+            self._drain()
+        if self.parking is None:
+            batch.applied_seq = self.next_seq - 1
+        else:
+            self._undo_from(*before)
+
+    def _undo_from(self, facts: int, children: int, commands: int) -> None:
+        """Drop intents of the drain in which the code broke; the outcome itself stays."""
+        self.next_seq -= len(self._batch.facts) - facts
+        del self._batch.facts[facts:]
+        del self._batch.children[children:]
+        del self._batch.commands[commands:]
+
+    def record(self, draft: ev.AnyEvent, now_ms: int) -> ev.AnyEvent:
+        """Give a draft its seq and time and put it into the batch."""
+        event = replace(draft, seq=self.next_seq, time_ms=max(now_ms, self._now_ms))
+        self.next_seq += 1
+        self._batch.facts.append(event)
+        return event
+
+    def take_batch(self) -> Batch:
+        """Return what is to be committed now, and begin a new batch."""
+        batch, self._batch = self._batch, Batch()
+        if self.parking is None:
+            batch.applied_seq = self.next_seq - 1
+        elif not batch.applied_seq:
+            batch.applied_seq = self.applied_seq
+        self.applied_seq = batch.applied_seq
+        return batch
+
+    def committed(
+        self, batch: Batch, granted: Mapping[str, dict[str, Any]], refused: Mapping[str, str]
+    ) -> list[Command]:
+        """Take note of a commit; return what may be done now."""
+        for mark in batch.parts.on_commit:
+            mark()
+        commands = list(batch.commands)
+        for start in batch.starts:
+            call = start.call
+            if call.key in granted:
+                self.next_seq += 1
+                call.state = "started"
+                call.attempt = start.event.attempt
+                commands.append(StartAttempt(call, call.attempt, granted[call.key]))
+            else:
+                self._refuse(call, refused.get(call.key, "unknown"))
+        if self.parking is None:
+            self.applied_seq = self.next_seq - 1
+        return commands
+
+    def _refuse(self, call: Call, guard: str) -> None:
+        if guard == "approval":
+            # Single use and bound to the exact call: this one is not covered, and code sees it.
+            detail = f"{call.name}: its approval was used before, or is for another call"
+            refusal = ev.ActivityRefused(key=call.key, guard=guard, detail=detail)
+            self._late.append(Arrival(event=refusal))
+            return
+        self._to_start[call.key] = call
+
+    # --- one event --------------------------------------------------------------------------
+
+    def _apply(self, event: ev.AnyEvent, arrival: Arrival | None = None) -> bool:  # noqa: C901, PLR0911, PLR0912 -- one arm per event kind, in one place on purpose
+        """Apply *event*; return whether code can see it, so that a drain must follow."""
+        self.loop.advance(event.time_ms)
+        match event:
+            case ev.RunStarted() | ev.RunContinued():
+                return self._begin(event)
+            case ev.ActivityStarted():
+                call = self._known(event)
+                call.state, call.attempt = "started", event.attempt
+                self._to_start.pop(call.key, None)
+                self._backoff.pop(call.key, None)
+            case ev.ActivityProgressed():
+                self._known(event).provider_ref = event.provider_ref
+            case ev.ActivityCompleted() | ev.ChildFinished() | ev.ActivityRefused():
+                return self._settle(event, arrival)
+            case ev.ActivityFailed():
+                if event.retry_at_ms is None:
+                    return self._settle(event, arrival)
+                call = self._known(event)
+                call.state, call.retry_at_ms = "backoff", event.retry_at_ms
+                self._backoff[call.key] = call
+            case ev.ActivityInDoubt():
+                call = self._known(event)
+                call.state = "done" if event.policy == "ended" else "doubt"
+                if call.state == "done":
+                    self._open_calls.pop(call.key, None)
+            case ev.ActivityCancelRequested():
+                self._known(event).cancel_recorded = True
+            case ev.ActivityCancelled():
+                self._done(self._known(event))
+            case ev.TimerFired():
+                return self._fire(event)
+            case ev.TimerCancelled():
+                self._known(event).cancel_recorded = True
+            case ev.SignalReceived():
+                return self._deliver(event)
+            case ev.ApprovalRequested():
+                call = self._known(event)
+                call.approval_id = event.approval_id
+                self._approvals[event.approval_id] = call
+            case ev.ApprovalDecided():
+                return self._decide(event)
+            case ev.CancelRequested():
+                if self._root is None or self.cancel_reason is not None:
+                    return False
+                self.cancel_reason = event.reason
+                return bool(self._root.cancel())
+            case ev.RunPaused():
+                self.paused = True
+            case ev.RunResumed():
+                self.paused = False
+                self._index(event)
+            case ev.AttributesSet():
+                self.attributes.update(event.attributes)
+            case (
+                ev.ActivityScheduled() | ev.TimerStarted() | ev.ChildStarted() | ev.PatchMarked()
+                | ev.MismatchAccepted() | ev.RunForked() | ev.RunReopened() | ev.BudgetMarked()
+                | ev.RunCompleted() | ev.RunFailed() | ev.RunCancelled()
+            ):  # fmt: skip
+                return False
+            case _:
+                assert_never(event)
+        return False
+
+    def _begin(self, event: ev.RunStarted | ev.RunContinued) -> bool:
+        what = f"{self.workflow.name}() argument"
+        try:
+            values: dict[str, Any] = {}
+            if event.payload is not None:
+                values = self.codec.decode_fields(
+                    event.payload, self.workflow.annotations, self.bodies, what=what
+                )
+            args, kwargs = self.workflow.call_arguments(values)
+            self._root = self.loop.create_task(self.workflow.fn(*args, **kwargs))
+        except (AgentflowError, TypeError) as e:
+            self.park("needs_code", bug_text(e))
+            return False
+        return True
+
+    def _known(self, event: ev.AnyEvent) -> Call:
+        key = event.key or ""
+        call = self.calls.get(key)
+        if call is None:
+            recorded = self._recorded.get(key)
+            kind: Any = "activity"
+            if isinstance(recorded, ev.TimerStarted):
+                kind = "timer"
+            elif isinstance(recorded, ev.ChildStarted):
+                kind = "child"
+            elif isinstance(recorded, ev.ApprovalRequested):
+                kind = "approval"
+            call = self.calls[key] = Call(key, kind)
+            call.recorded = recorded
+        return call
+
+    def _done(self, call: Call) -> None:
+        call.state = "done"
+        self._to_start.pop(call.key, None)
+        self._backoff.pop(call.key, None)
+        self._open_calls.pop(call.key, None)
+
+    def _settle(self, event: ev.AnyEvent, arrival: Arrival | None = None) -> bool:
+        call = self._known(event)
+        if call.state == "done":
+            return False  # a late second outcome: recorded, not delivered
+        self._done(call)
+        if call.future is None:
+            call.outcome = event
+            return False
+        if call.future.done():
+            return False
+        self._resolve(call, event, arrival)
+        return True
+
+    def _resolve(self, call: Call, event: ev.AnyEvent, arrival: Arrival | None = None) -> None:
+        future = call.future
+        assert future is not None  # noqa: S101 -- callers have looked
+        try:
+            if arrival is not None and arrival.has_value:
+                future.set_result(arrival.value)
+            elif isinstance(event, ev.ActivityCompleted):
+                future.set_result(self._value(event.payload, call.returns, f"{call.name}() result"))
+            elif isinstance(event, ev.ChildFinished):
+                self._resolve_child(call, event, future)
+            elif isinstance(event, ev.ActivityRefused):
+                error = BudgetError if event.guard == "budget" else ApprovalDeniedError
+                future.set_exception(error(event.detail))
+            else:
+                future.set_exception(activity_error(self._failure(event.payload)))
+        except AgentflowError as e:  # the recorded value does not fit today's type
+            self.park("needs_code", bug_text(e))
+
+    def _resolve_child(self, call: Call, event: ev.ChildFinished, future: CallFuture) -> None:
+        if event.status == "completed":
+            future.set_result(self._value(event.payload, call.returns, f"{call.name}() result"))
+        elif event.status == "cancelled":
+            future.set_exception(RunCancelledError(f"child run {event.child_id} was cancelled"))
+        else:
+            failure = self._failure(event.payload)
+            error = RunFailedError(f"child run {event.child_id} failed: {failure.line}")
+            error.failure = failure
+            future.set_exception(error)
+
+    def _value(self, payload: Payload | None, annotation: Any, what: str) -> Any:
+        if payload is None:
+            return None
+        return self.codec.decode(payload, annotation, self.bodies, what=what)
+
+    def _failure(self, payload: Payload | None) -> Failure:
+        found = self._value(payload, Failure, "recorded failure")
+        return found if isinstance(found, Failure) else Failure(type="Unknown", message="")
+
+    def _fire(self, event: ev.TimerFired) -> bool:
+        call = self._known(event)
+        self._timers.pop(call.key, None)
+        call.state = "done"
+        if call.timer is None:
+            call.outcome = event
+            return False
+        if call.timer.cancelled():
+            return False
+        self.loop.fire(call.timer)
+        return True
+
+    def _deliver(self, event: ev.SignalReceived) -> bool:
+        waiters = self._waiters.get(event.name)
+        while waiters:
+            future, annotation = waiters.popleft()
+            if future.done():
+                continue
+            if self._hand_over(event, future, annotation):
+                return True
+            waiters.appendleft((future, annotation))
+            return False
+        self._buffers.setdefault(event.name, deque()).append(event)
+        return False
+
+    def _hand_over(self, event: ev.SignalReceived, future: CallFuture, annotation: Any) -> bool:
+        try:
+            value = self._value(event.payload, annotation, f"signal {event.name}")
+        except DecodeError as e:
+            # A stranger's malformed message must not park the run; it stays in the history.
+            _LOG.warning("signal does not fit and is skipped", extra={"error": str(e)})
+            return False
+        future.set_result(value)
+        return True
+
+    def _decide(self, event: ev.ApprovalDecided) -> bool:
+        call = self._approvals.get(event.approval_id)
+        if call is None or call.state == "done":
+            return False
+        approved = event.decision == "approved"
+        if call.kind == "approval":
+            self._done(call)
+            if call.future is None or call.future.done():
+                call.outcome = event
+                return False
+            call.future.set_result(Decision(approved=approved, reason=event.reason, by=event.actor))
+            return True
+        if approved:
+            call.approved = call.state != "doubt"
+            call.edited = event.payload or call.edited
+            call.state = "scheduled"
+            self._to_start[call.key] = call
+            return False
+        reason = f": {event.reason}" if event.reason else ""
+        by = f" by {event.actor}" if event.actor else ""
+        error: AgentflowError = ApprovalDeniedError(f"{call.name} was denied{by}{reason}")
+        if call.state == "doubt":
+            error = InDoubtError(f"{call.name}: its outcome is unknown; not repeated{by}{reason}")
+        self._done(call)
+        if call.future is None or call.future.done():
+            return False
+        call.future.set_exception(error)
+        return True
+
+    # --- a drain and what it asked for ------------------------------------------------------
+
+    def _drain(self) -> None:
+        try:
+            self.loop.drain()
+        except AgentflowError as e:
+            self.park("needs_code", bug_text(e))
+            return
+        self._collect()
+        if self._root is not None and self._root.done() and self.ending is None:
+            self._end()
+
+    def _collect(self) -> None:
+        asked, self._asked = self._asked, []
+        for call in asked:
+            if self.parking is not None:
+                return
+            if not call.is_waited_for and call.key not in self._recorded and call.state == "new":
+                self.calls.pop(call.key, None)  # asked and given up within one drain: nothing was
+                continue
+            self._match(call)
+        if self.live:
+            self._flush()
+        dropped, self._dropped = self._dropped, []
+        for call in dropped:
+            self._give_up(call)
+
+    def _match(self, call: Call) -> None:
+        recorded = self._recorded.get(call.key)
+        if recorded is None:
+            self._fresh.append(call)
+            return
+        call.recorded = recorded
+        call.scheduled_at_ms = recorded.time_ms
+        if call.state == "new":
+            call.state = "scheduled"
+        if call.kind == "timer":
+            self._match_timer(call)
+            return
+        if isinstance(recorded, ev.ChildStarted):
+            call.child_id = recorded.child_id
+        if call.kind in {"activity", "child"} and not self._same(call, recorded):
+            return
+        if call.outcome is not None:
+            outcome, call.outcome = call.outcome, None
+            if isinstance(outcome, ev.ApprovalDecided):
+                call.state = "scheduled"
+                if self._decide(outcome):
+                    self._drain()
+                return
+            if call.is_waited_for:
+                self._resolve(call, outcome)
+                self._drain()
+            return
+        if call.state != "done":
+            self._open_calls[call.key] = call
+            if call.kind == "activity" and call.state == "scheduled" and self._is_free(call):
+                self._to_start[call.key] = call
+            elif call.kind == "activity" and call.state == "started" and self.live:
+                self.doubt(call, self._now_ms)  # code came back to a call of a dead worker
+
+    def _match_timer(self, call: Call) -> None:
+        if call.outcome is not None and call.timer is not None:
+            self.loop.fire(call.timer)  # it fired before code came to ask
+            self._drain()
+        elif not call.cancel_recorded and call.state != "done":
+            self._timers[call.key] = call
+
+    def _is_free(self, call: Call) -> bool:
+        return call.approved or not getattr(call.recorded, "needs_approval", False)
+
+    def _same(self, call: Call, recorded: ev.ActivityScheduled | ev.ChildStarted) -> bool:
+        """Return whether the recorded call is the one asked for, after what the policy allows."""
+        if recorded.fingerprint == call.fingerprint:
+            return True
+        if call.fingerprint in self._accepted.get(call.key, ()):
+            return True
+        definition = self._definition(call)
+        if definition is not None and recorded.payload is not None:
+            again = refreshed(definition, recorded.payload, self.codec, self.bodies)
+            if again is not None and call.payload is not None and again.digest == call.payload.digest:
+                return True
+        if self._on_mismatch == "reuse":
+            self._notes.append(ev.MismatchAccepted(key=call.key, fingerprint=call.fingerprint))
+            return True
+        if self._on_mismatch == "recall":
+            raise CutNeeded(recorded.seq - 1)
+        self.park("needs_version", self._mismatch_text(call, recorded))
+        return False
+
+    def _definition(self, call: Call) -> Any:
+        return call.activity_call.activity if call.activity_call else None
+
+    def _mismatch_text(self, call: Call, recorded: ev.ActivityScheduled | ev.ChildStarted) -> str:
+        name = recorded.name if isinstance(recorded, ev.ActivityScheduled) else recorded.workflow
+        first = f"{call.key}: the code asks for {call.name} with other input than was recorded"
+        if name != call.name:
+            first = f"{call.key}: the code asks for {call.name}, the history holds {name}"
+        definition = self._definition(call)
+        if definition is None or recorded.payload is None or call.activity_call is None:
+            return first
+        asked = dict(call.activity_call.arguments)
+        text = difference(definition, recorded.payload, asked, self.codec, self.bodies)
+        return f"{first}\n{text}"
+
+    def _flush(self) -> None:
+        """Write intents for what was asked and is not recorded."""
+        notes, self._notes = self._notes, []
+        for note in notes:
+            self.record(note, self._now_ms)
+            if isinstance(note, ev.AttributesSet):
+                self._batch.attributes = dict(self.attributes)
+        fresh, self._fresh = self._fresh, []
+        for call in fresh:
+            if not call.is_waited_for:
+                continue
+            self._schedule(call)
+
+    def _schedule(self, call: Call) -> None:
+        now = self._now_ms
+        call.state, call.scheduled_at_ms = "scheduled", now
+        if call.kind == "timer":
+            assert call.timer is not None  # noqa: S101 -- kind says so
+            self._timers[call.key] = call
+            self.record(ev.TimerStarted(key=call.key, due_ms=call.timer.due_ms), now)
+            return
+        self._open_calls[call.key] = call
+        self._batch.add_parts(call.parts)
+        if call.kind == "approval":
+            self._request(call, "question", call.question, call.payload, "")
+        elif call.kind == "child":
+            self._start_child(call)
+        else:
+            self._schedule_activity(call)
+        call.parts = None
+
+    def _schedule_activity(self, call: Call) -> None:
+        asked = call.activity_call
+        assert asked is not None  # noqa: S101 -- kind says so
+        options: dict[str, Any] = {"effect": asked.activity.options.effect}
+        if asked.label:
+            options["label"] = asked.label
+        self.record(
+            ev.ActivityScheduled(
+                key=call.key,
+                payload=call.payload,
+                name=asked.activity.name,
+                fingerprint=call.fingerprint,
+                options=options,
+                needs_approval=asked.needs_approval,
+            ),
+            self._now_ms,
+        )
+        memo = self._memo.pop((call.key, call.fingerprint), None)
+        if isinstance(memo, ev.ActivityCompleted):
+            self._pending_memo(call, memo)
+        elif asked.needs_approval:
+            question = asked.question or f"Allow {asked.activity.name}?"
+            self._request(call, "call", question, call.payload, call.fingerprint)
+        else:
+            self._to_start[call.key] = call
+
+    def _pending_memo(self, call: Call, memo: ev.ActivityCompleted) -> None:
+        """Answer from a voided outcome: recorded again, paid never again."""
+        outcome = self.record(
+            ev.ActivityCompleted(
+                key=call.key, payload=memo.payload, attempt=memo.attempt, memo_seq=memo.seq
+            ),
+            self._now_ms,
+        )
+        if self._apply(outcome):
+            self._drain()
+
+    def _start_child(self, call: Call) -> None:
+        memo = self._memo.pop((call.key, call.fingerprint), None)
+        if call.key in self._void_failed:
+            call.child_id = self.child_id(f"{call.key}@{self.next_seq}")
+        self.record(
+            ev.ChildStarted(
+                key=call.key,
+                payload=call.payload,
+                child_id=call.child_id,
+                workflow=call.workflow,
+                fingerprint=call.fingerprint,
+                on_parent_end=call.on_parent_end,
+            ),
+            self._now_ms,
+        )
+        if isinstance(memo, ev.ChildFinished):
+            again = self.record(replace(memo, seq=0), self._now_ms)
+            if self._apply(again):
+                self._drain()
+            return
+        assert call.payload is not None  # noqa: S101 -- encoded when it was asked
+        self._batch.children.append(
+            ChildStart(
+                call=call,
+                child_id=call.child_id,
+                workflow=call.workflow,
+                payload=call.payload,
+                parts=call.parts or Parts(),
+                on_parent_end=call.on_parent_end,
+            )
+        )
+
+    def _request(
+        self, call: Call, kind: str, question: str, payload: Payload | None, digest: str
+    ) -> None:
+        approval_id = str(uuid.uuid5(_SPACE, f"{self.info.id}\0{call.key}\0{self.next_seq}"))
+        event = self.record(
+            ev.ApprovalRequested(
+                key=call.key,
+                payload=payload,
+                approval_id=approval_id,
+                question=question,
+                call_digest=digest,
+                kind=kind,
+            ),
+            self._now_ms,
+        )
+        self._apply(event)
+
+    def _give_up(self, call: Call) -> None:
+        """Record that code no longer waits for a call, once."""
+        if call.cancel_recorded or call.state in {"new", "done"} or not self.live:
+            return
+        call.cancel_recorded = True
+        self._to_start.pop(call.key, None)
+        if call.kind == "timer":
+            self._timers.pop(call.key, None)
+            call.state = "done"
+            self.record(ev.TimerCancelled(key=call.key), self._now_ms)
+            return
+        if call.kind == "approval":
+            self._done(call)
+            return
+        if call.kind == "child" and call.on_parent_end == "detach" and not call.is_waited_for:
+            return  # the wait ended, the child goes on
+        self.record(ev.ActivityCancelRequested(key=call.key), self._now_ms)
+        if call.kind == "activity" and call.state != "started":
+            self.record(ev.ActivityCancelled(key=call.key, attempt=call.attempt), self._now_ms)
+            self._done(call)
+            return
+        self._batch.commands.append(CancelAttempt(call))
+
+    # --- starts, doubts ---------------------------------------------------------------------
+
+    def _batch_starts(self, now_ms: int) -> None:
+        if self.parking is not None:
+            return
+        for call in list(self._to_start.values()):
+            if not self.paused:
+                del self._to_start[call.key]
+                self._batch.starts.append(self._attempt(call, now_ms))
+
+    def _attempt(self, call: Call, now_ms: int) -> AttemptStart:
+        call.attempt_base = self._void_attempts.get(call.key, 0)
+        call.attempt = max(call.attempt, call.attempt_base)
+        event = ev.ActivityStarted(
+            key=call.key, time_ms=max(now_ms, self._now_ms), attempt=call.attempt + 1, granted={}
+        )
+        return AttemptStart(
+            call=call, event=event, approval_id=call.approval_id if call.approved else None
+        )
+
+    def doubts(self) -> list[Call]:
+        """Return calls whose attempt was in flight when their worker died."""
+        return [c for c in self._open_calls.values() if c.kind == "activity" and c.state == "started"]
+
+    def doubt(self, call: Call, now_ms: int) -> None:
+        """Record that the attempt's outcome is unknown, and do what its policy says."""
+        policy = "ended"
+        if call.is_waited_for and call.activity_call is not None:
+            policy = call.activity_call.activity.options.doubt_policy
+        self._apply(
+            self.record(
+                ev.ActivityInDoubt(
+                    key=call.key,
+                    attempt=call.attempt,
+                    policy=policy,
+                    provider_ref=call.provider_ref,
+                ),
+                now_ms,
+            )
+        )
+        if policy == "retry":
+            self._to_start[call.key] = call
+        elif policy == "ask":
+            question = (
+                f"{call.name} (attempt {call.attempt}) was in flight when its process died. "
+                "Run it again?"
+            )
+            recorded = call.recorded.payload if call.recorded is not None else call.payload
+            self._request(call, "doubt", question, recorded, "")
+        elif policy == "reconcile":
+            self._batch.commands.append(Reconcile(call, call.attempt))
+        elif policy == "fail":
+            error = InDoubtError(f"{call.name}: the outcome of attempt {call.attempt} is unknown")
+            self.fail(call, error, now_ms)
+
+    def recover(self, now_ms: int) -> None:
+        """After a takeover: flag every doubtful call, and ask `reconcile` again where it was due."""
+        for call in self.doubts():
+            self._settle_doubt(call, now_ms)
+        for call in list(self._open_calls.values()):
+            if call.state != "doubt" or call.activity_call is None:
+                continue
+            policy = call.activity_call.activity.options.doubt_policy
+            if policy == "retry":
+                self._to_start[call.key] = call
+            elif policy == "reconcile" and not any(
+                isinstance(c, Reconcile) and c.call is call for c in self._batch.commands
+            ):
+                self._batch.commands.append(Reconcile(call, call.attempt))
+
+    def _settle_doubt(self, call: Call, now_ms: int) -> None:
+        """Answer from what a cut made void, where that tells; else the call is in doubt."""
+        memo = self._memo.pop((call.key, call.fingerprint), None)
+        if isinstance(memo, ev.ActivityCompleted):
+            draft = ev.ActivityCompleted(
+                key=call.key, payload=memo.payload, attempt=memo.attempt, memo_seq=memo.seq
+            )
+            self._arrive(Arrival(event=draft), now_ms)
+        elif call.key in self._void_failed:
+            self._void_failed.discard(call.key)
+            self.start_again(call)
+        else:
+            self.doubt(call, now_ms)
+
+    def fail(self, call: Call, error: BaseException, now_ms: int) -> None:
+        """Settle *call* as failed for good."""
+        parts = Parts()
+        payload = self.codec.encode(failure_of(error), Failure, parts, what="failure")
+        draft = ev.ActivityFailed(key=call.key, payload=payload, attempt=call.attempt)
+        self._arrive(Arrival(event=draft, parts=parts), now_ms)
+
+    def start_again(self, call: Call) -> None:
+        """Let a doubtful call run once more (reconcile found that it had not happened)."""
+        call.state = "scheduled"
+        self._to_start[call.key] = call
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether the run waits for a person to mend something."""
+        return self.parking is not None
+
+    @property
+    def has_late(self) -> bool:
+        """Whether the next activation has something to record by itself."""
+        return bool(self._late)
+
+    @property
+    def has_starts(self) -> bool:
+        """Whether the batch in the making starts attempts."""
+        return bool(self._batch.starts)
+
+    # --- waiting ----------------------------------------------------------------------------
+
+    def _next_due(self, now_ms: int) -> Call | None:
+        due = [c for c in self._timers.values() if c.timer and c.timer.due_ms <= now_ms]
+        return min(due, key=_due_order, default=None)
+
+    def next_wake_ms(self) -> int | None:
+        """Return when a timer or a retry is due next, in milliseconds, or None."""
+        times = [c.timer.due_ms for c in self._timers.values() if c.timer is not None]
+        times += [c.retry_at_ms for c in self._backoff.values() if c.retry_at_ms is not None]
+        return min(times, default=None)
+
+    def is_busy(self) -> bool:
+        """Return whether an attempt is in flight or about to start."""
+        if self._to_start and not self.paused:
+            return True
+        return any(
+            c.state == "started" or (c.state == "doubt" and self._reconciles(c))
+            for c in self._open_calls.values()
+        )
+
+    def _reconciles(self, call: Call) -> bool:
+        return call.activity_call is not None and (
+            call.activity_call.activity.options.doubt_policy == "reconcile"
+        )
+
+    def waits_for(self) -> str:
+        """Return in words what the run waits for."""
+        words = [
+            f"approval: {c.question or c.name}" for c in self._open_calls.values() if c.approval_id
+            and c.state != "started"
+        ]
+        words += [f"signal {n}" for n, w in self._waiters.items() if any(not f.done() for f, _ in w)]
+        words += [f"child {c.child_id[:13]}" for c in self._open_calls.values() if c.kind == "child"]
+        if (wake := self.next_wake_ms()) is not None:
+            words.append(f"timer {_iso(wake)}")
+        return ", ".join(words[:4]) + (", …" if len(words) > 4 else "")  # noqa: PLR2004
+
+    # --- ends -------------------------------------------------------------------------------
+
+    def park(self, status: Any, error: str) -> None:
+        """Stop here until a person has mended what is wrong."""
+        if self.parking is None:
+            self.parking = Parking(status=status, error=error)
+
+    def _end(self) -> None:
+        found = ending_of(
+            self._root, fail_on=self.workflow.fail_on, cancelled=self.cancel_reason is not None
+        )
+        if isinstance(found, Parking):
+            self.parking = found
+            return
+        self.ending = found
+        self.deaf = True
+        self.loop.cancel_all()
+        self.loop.drain()
+        self.loop.create_task(self.loop.shutdown_asyncgens())
+        self.loop.drain()
+        self._asked.clear()
+        self._fresh.clear()
+        self._collect()
+
+    def in_flight(self) -> list[Call]:
+        """Return the attempts that are still running."""
+        return [c for c in self._open_calls.values() if c.kind == "activity" and c.state == "started"]
+
+    def finish(self, now_ms: int) -> Ending:
+        """Record the end of the function: the last event, or the first of a new segment.
+
+        Attempts that are still in flight are marked in doubt first.
+        """
+        assert self.ending is not None  # noqa: S101 -- callers have looked
+        for call in self.in_flight():
+            self.doubt(call, now_ms)
+        for draft, parts in self._last_events(self.ending):
+            self.record(draft, now_ms)
+            self._batch.add_parts(parts)
+        self._batch.applied_seq = self.next_seq - 1
+        return self.ending
+
+    def put_back(self, batch: Batch) -> None:
+        """Take a refused terminal batch back: messages must be recorded before the last event."""
+        assert self.ending is not None  # noqa: S101 -- only endings are refused
+        while batch.facts and isinstance(batch.facts[-1], ev.TERMINAL):
+            batch.facts.pop()
+            self.next_seq -= 1
+        self._batch = batch
+
+    def unfinish_to_bug(self, error: AgentflowError) -> None:
+        """Park the run where its result has no JSON form: nothing of the end was recorded."""
+        self.ending = None
+        self.park("needs_code", bug_text(error))
+
+    def _last_events(self, ending: Ending) -> list[tuple[ev.AnyEvent, Parts | None]]:
+        parts = Parts()
+        if ending.kind == "cancelled":
+            return [(ev.RunCancelled(reason=self.cancel_reason or ""), None)]
+        if ending.kind == "failed":
+            assert ending.error is not None  # noqa: S101 -- kind says so
+            failure = failure_of(ending.error)
+            payload = self.codec.encode(failure, Failure, parts, what="failure")
+            return [(ev.RunFailed(payload=payload), parts)]
+        if ending.kind == "continued":
+            what = f"{self.workflow.name}() argument"
+            payload = self.codec.encode_fields(
+                ending.value, self.workflow.annotations, parts, what=what
+            )
+            carried = [s for buffer in self._buffers.values() for s in buffer]
+            carried.sort(key=lambda s: s.seq)
+            first = ev.RunContinued(payload=payload, signals=[s.seq for s in carried])
+            return [(first, parts), *((replace(s, seq=0), None) for s in carried)]
+        what = f"{self.workflow.name}() result"
+        payload = self.codec.encode(ending.value, self.workflow.returns, parts, what=what)
+        return [(ev.RunCompleted(payload=payload), parts)]
+
+    def evict(self) -> tuple[str, ...]:
+        """Leave memory; return the paths of tasks that would not let go."""
+        self.deaf = True
+        return self.loop.evict()
+
+    # --- what code may ask (through MachineContext) -----------------------------------------
+
+    def ask(self, call: Call) -> CallFuture:
+        """Register a call that code asks for; `_collect` looks at it after the drain."""
+        placeholder = self.calls.get(call.key)
+        if placeholder is not None:  # its later events were applied before code came to ask
+            for name in ("state", "attempt", "outcome", "cancel_recorded", "provider_ref",
+                         "approval_id", "approved", "edited", "retry_at_ms"):  # fmt: skip
+                setattr(call, name, getattr(placeholder, name))
+            if call.approval_id:
+                self._approvals[call.approval_id] = call
+            for table in (self._backoff, self._to_start):
+                if call.key in table:
+                    table[call.key] = call
+        self.calls[call.key] = call
+        call.future = CallFuture(self.loop, lambda: self._dropped.append(call))
+        self._asked.append(call)
+        return call.future
+
+    def timer_started(self, timer: DurableTimer) -> None:
+        """Take note of a durable timer (`LoopHost`)."""
+        if self.deaf:
+            return
+        call = self.calls.get(timer.key)
+        if call is None or call.kind != "timer":
+            call = Call(timer.key, "timer")
+            self.calls[timer.key] = call
+        recorded = self._recorded.get(timer.key)
+        if recorded is not None:
+            timer.due_ms = recorded.due_ms  # the recorded time counts, whatever code says now
+        call.timer = timer
+        self._asked.append(call)
+
+    def timer_cancelled(self, timer: DurableTimer) -> None:
+        """Take note that nobody waits for a timer any more (`LoopHost`)."""
+        call = self.calls.get(timer.key)
+        if call is not None:
+            self._timers.pop(call.key, None)
+            self._dropped.append(call)
+
+    def drop(self, call: Call) -> None:
+        """Take note that code wants *call* to end."""
+        self._dropped.append(call)
+
+    def note(self, event: ev.AnyEvent) -> None:
+        """Record a fact that code states, with the next intents."""
+        self._notes.append(event)
+
+    def next_signal(self, name: str, annotation: Any) -> CallFuture:
+        """Return the next signal of *name*, now or later."""
+        future = CallFuture(self.loop, None)
+        buffer = self._buffers.get(name)
+        while buffer:
+            if self._hand_over(buffer.popleft(), future, annotation):
+                return future
+        self._waiters.setdefault(name, deque()).append((future, annotation))
+        return future
+
+    def child_id(self, key: str) -> str:
+        """Return the id of the child run that *key* starts: the same on every replay."""
+        return str(uuid.uuid5(_SPACE, f"{self.info.project}\0{self.info.id}\0{self._segment}\0{key}"))
+
+    def stream(self, path: str) -> RandomStream:
+        """Return the stream of draws of a task path, from the run's seed and its cuts."""
+        found = self._streams.get(path)
+        if found is None:
+            text = f"{self.history.started.seed}\0{self._segment}\0{self.history.cut_ids}\0{path}"
+            found = self._streams[path] = self._random_of(hashlib.sha256(text.encode()).digest())
+        return found
+
+
+_SPACE = uuid.UUID("6a7e1e1a-5b1e-5f3f-9a53-0d2c6f3e9b10")
+
+
+def _due_order(call: Call) -> tuple[int, str]:
+    assert call.timer is not None  # noqa: S101 -- only timers are asked
+    return call.timer.due_ms, call.key
+
+
+def _iso(ms: int) -> str:
+    seconds, rest = divmod(ms, 1000)
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds, milliseconds=rest)
+    return moment.isoformat(timespec="seconds")

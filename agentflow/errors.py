@@ -1,0 +1,394 @@
+"""Every error that agentflow raises, each with a stable code and a hint.
+
+    AgentflowError
+    ├── Fail                        raised by your workflow: ends the run as failed
+    ├── UsageError                  the call is wrong; nothing was written
+    │   ├── UnknownWorkflowError · UnknownActivityError · UnknownModelError
+    │   ├── InputMismatchError      the id exists with another workflow or input
+    │   ├── DuplicateKeyError       key="…" was used twice in one run
+    │   ├── ForbiddenCallError      workflow code did I/O or read the world
+    │   ├── SettingsError           a setting has no meaning
+    │   └── RunEndedError           a signal to a run that has ended
+    ├── NotFoundError               no such run, approval or query
+    │   └── AmbiguousIdError        more than one run begins with that prefix
+    ├── PayloadError                a value cannot be stored or read back
+    │   ├── EncodeError · DecodeError · PayloadTooLargeError
+    │   └── PayloadErased           the body was erased; its digest remains
+    ├── HistoryError                a history is not what it must be
+    │   ├── CorruptHistoryError     altered row, missing tail, broken link
+    │   └── UnknownEventError       written by a newer version
+    ├── ReplayMismatchError         code asked for something other than the history holds
+    ├── RunFailedError              result() of a run that failed
+    │   └── RunCancelledError       result() of a run that was cancelled
+    ├── RunParkedError              result() of a run that waits for a person (code, version, quarantine)
+    ├── ActivityError               an activity failed for good; .failure has the recorded data
+    │   ├── InDoubtError            its outcome is unknown and the policy says fail
+    │   ├── ApprovalDeniedError     a person said no
+    │   ├── ActivityTimeoutError    an attempt or the call took too long
+    │   ├── MaxTurnsError           the agent did not finish within max_turns
+    │   ├── ToolArgumentsError      the model called a tool with arguments that do not fit
+    │   └── OutputError             the model's answer does not fit output_type
+    ├── NonRetryableError           raised by your activity: do not try again
+    ├── RetryLater                  raised by your activity: try again after a while
+    ├── ProviderError               a model vendor answered with an error
+    ├── StoreError                  the database did not do it
+    │   ├── FencedError             another worker owns the run now
+    │   ├── DatabaseLockedError · DiskFullError · SchemaVersionError
+    │   └── OwnedElsewhereError     another process is the worker of this file
+    └── BudgetError                 a budget refused the call
+
+`Evicted` derives from BaseException: it is control flow, not an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class AgentflowError(Exception):
+    """Base of all errors: one line, a stable code and a hint.
+
+    Args:
+        message: What is wrong, in one line.
+        hint: What to do about it; overrides the class's default.
+        data: Facts for programs, JSON values only.
+    """
+
+    code: ClassVar[str] = "AF000"
+    default_hint: ClassVar[str] = ""
+
+    def __init__(
+        self, message: str, *, hint: str = "", data: Mapping[str, object] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint or self.default_hint
+        self.data: dict[str, object] = dict(data or {})
+        self.failure: object = None  # the recorded history.failure.Failure, if it came from one
+
+
+class Fail(AgentflowError):  # noqa: N818 -- reads as a verb: `raise Fail("…")`
+    """Raise in a workflow to end the run as failed.
+
+    Args:
+        message: Why the run failed; shown by `run.result()` and the CLI.
+        hint: What to do about it.
+        data: JSON values that readers of the failure need.
+    """
+
+    code = "AF100"
+
+
+class UsageError(AgentflowError):
+    """The call is wrong as written; nothing was recorded."""
+
+    code = "AF200"
+
+
+class UnknownWorkflowError(UsageError):
+    """No workflow of that name is registered in this process."""
+
+    code = "AF201"
+    default_hint = "Import the module that defines it before starting or resuming the run."
+
+
+class UnknownActivityError(UsageError):
+    """No activity of that name is registered in this process."""
+
+    code = "AF202"
+    default_hint = "Import the module that defines it."
+
+
+class UnknownModelError(UsageError):
+    """A model name has no provider, or the provider refused it."""
+
+    code = "AF203"
+    default_hint = "Write provider:model, for example openai:gpt-6 or anthropic:claude-sonnet-5-5."
+
+
+class InputMismatchError(UsageError):
+    """The id belongs to a run of another workflow or with another input."""
+
+    code = "AF204"
+    default_hint = "Use another id, or the same input."
+
+
+class DuplicateKeyError(UsageError):
+    """An explicit key was used twice in one run."""
+
+    code = "AF205"
+    default_hint = "Make the key unique, for example by adding the item's id to it."
+
+
+class ForbiddenCallError(UsageError):
+    """Workflow code reached outside; that must happen in an activity."""
+
+    code = "AF206"
+    default_hint = "Move it into an @activity or @tool function."
+
+
+class SettingsError(UsageError):
+    """A setting has no meaning or is missing."""
+
+    code = "AF207"
+
+
+class RunEndedError(UsageError):
+    """The run has ended and takes no more messages."""
+
+    code = "AF208"
+
+
+class NotFoundError(AgentflowError):
+    """There is no such run, approval or query."""
+
+    code = "AF300"
+
+
+class AmbiguousIdError(NotFoundError):
+    """More than one run begins with that prefix."""
+
+    code = "AF301"
+    default_hint = "Give more characters of the id."
+
+
+class PayloadError(AgentflowError):
+    """A value cannot be stored or read back."""
+
+    code = "AF400"
+
+
+class EncodeError(PayloadError):
+    """A value has no JSON form; the message names its path."""
+
+    code = "AF401"
+    default_hint = "Use JSON values, dataclasses or pydantic models; annotate the function."
+
+
+class DecodeError(PayloadError):
+    """Recorded JSON does not fit the annotated type."""
+
+    code = "AF402"
+    default_hint = "Keep the type able to read what it wrote (a new field needs a default)."
+
+
+class PayloadTooLargeError(PayloadError):
+    """A value is larger than the limit."""
+
+    code = "AF403"
+    default_hint = "Store large data elsewhere and pass its name; or raise max_payload_bytes."
+
+
+class PayloadErased(PayloadError):  # noqa: N818 -- a state of the payload
+    """The body was erased; the history still verifies by its digest."""
+
+    code = "AF404"
+
+
+class HistoryError(AgentflowError):
+    """A history is not what it must be."""
+
+    code = "AF500"
+
+
+class CorruptHistoryError(HistoryError):
+    """An altered row, a missing tail or a broken link."""
+
+    code = "AF501"
+    default_hint = "Run `agentflow verify RUN`; restore the database from a backup."
+
+
+class UnknownEventError(HistoryError):
+    """An event of a kind or version that this agentflow does not know."""
+
+    code = "AF502"
+    default_hint = "Upgrade agentflow in this process."
+
+
+class ReplayMismatchError(AgentflowError):
+    """Code asked for something other than the history holds."""
+
+    code = "AF600"
+    default_hint = (
+        "Restore the old code, guard the change with patched(), or "
+        "`agentflow unpause RUN --on-mismatch reuse|recall`."
+    )
+
+
+class RunFailedError(AgentflowError):
+    """The run failed; `data` has the recorded failure."""
+
+    code = "AF700"
+
+
+class RunCancelledError(RunFailedError):
+    """The run was cancelled."""
+
+    code = "AF701"
+
+
+class RunParkedError(AgentflowError):
+    """The run waits for a person: mended code, a matching version, or a release."""
+
+    code = "AF702"
+    default_hint = "Mend the code and run it again: nothing that is recorded is paid twice."
+
+
+class ActivityError(AgentflowError):
+    """An activity failed for good.
+
+    Args:
+        message: The last attempt's error in one line.
+        hint: What to do about it.
+        data: The recorded failure: type, message, data, cause, traceback.
+    """
+
+    code = "AF800"
+
+
+class InDoubtError(ActivityError):
+    """The outcome of an attempt is unknown and the policy says fail."""
+
+    code = "AF801"
+
+
+class ApprovalDeniedError(ActivityError):
+    """A person denied the call."""
+
+    code = "AF802"
+
+
+class ActivityTimeoutError(ActivityError):
+    """An attempt, its heartbeat or the whole call took too long."""
+
+    code = "AF803"
+
+
+class MaxTurnsError(ActivityError):
+    """The agent did not finish within `max_turns`."""
+
+    code = "AF804"
+    default_hint = "Raise max_turns, or give the agent a smaller task."
+
+
+class ToolArgumentsError(ActivityError):
+    """The model called a tool with arguments that do not fit its schema.
+
+    The message is written for the model: a line per misfit, as ``path: what is wrong; got …``.
+    """
+
+    code = "AF805"
+    default_hint = "Send the message back as the tool's error: models mend their calls."
+
+
+class OutputError(ActivityError):
+    """The model's answer does not fit the agent's `output_type`; the message is for the model."""
+
+    code = "AF806"
+    default_hint = "Send the message back as the next user message, or loosen the type."
+
+
+class NonRetryableError(AgentflowError):
+    """Raise in an activity: the call fails now, whatever its retry policy says."""
+
+    code = "AF810"
+
+
+class RetryLater(AgentflowError):  # noqa: N818 -- reads as a verb: `raise RetryLater(…)`
+    """Raise in an activity: try again, not before *after_seconds*.
+
+    Args:
+        message: Why.
+        after_seconds: Shortest wait before the next attempt, in seconds.
+    """
+
+    code = "AF811"
+
+    def __init__(self, message: str, *, after_seconds: float) -> None:
+        super().__init__(message)
+        self.after_seconds = after_seconds
+
+
+class ProviderError(AgentflowError):
+    """A model vendor answered with an error.
+
+    Args:
+        message: What the vendor said, in one line.
+        retryable: Whether the same request may succeed later.
+        retry_after_seconds: The vendor's own wait in seconds, if it named one.
+        status: HTTP status, if there was one.
+        hint: What to do about it.
+        request_id: The vendor's id of the request.
+        sent: Whether the request may have reached the vendor (and may be billed).
+    """
+
+    code = "AF820"
+
+    def __init__(  # noqa: PLR0913 -- facts of one HTTP exchange
+        self,
+        message: str,
+        *,
+        retryable: bool,
+        retry_after_seconds: float | None = None,
+        status: int | None = None,
+        hint: str = "",
+        request_id: str | None = None,
+        sent: bool = True,
+    ) -> None:
+        super().__init__(message, hint=hint, data={"status": status, "request_id": request_id})
+        self.retryable = retryable
+        self.retry_after_seconds = retry_after_seconds
+        self.status = status
+        self.request_id = request_id
+        self.sent = sent
+
+
+class StoreError(AgentflowError):
+    """The database did not do it."""
+
+    code = "AF900"
+
+
+class FencedError(StoreError):
+    """Another worker owns the run now; this one must forget it."""
+
+    code = "AF901"
+
+
+class DatabaseLockedError(StoreError):
+    """The database stayed locked by another process."""
+
+    code = "AF902"
+    default_hint = "Close programs that hold the file open (a database browser, a backup)."
+
+
+class DiskFullError(StoreError):
+    """No space is left for the database."""
+
+    code = "AF903"
+    default_hint = "Free some space; the run goes on from where it was."
+
+
+class SchemaVersionError(StoreError):
+    """The database was written by a newer agentflow."""
+
+    code = "AF904"
+    default_hint = "Upgrade agentflow in this environment."
+
+
+class OwnedElsewhereError(StoreError):
+    """Another process is the worker of this database file."""
+
+    code = "AF905"
+    default_hint = "It goes on there; stop that process to continue here."
+
+
+class BudgetError(AgentflowError):
+    """A budget refused the call."""
+
+    code = "AF950"
+
+
+class Evicted(BaseException):  # noqa: N818 -- control flow, never caught by `except Exception`
+    """Thrown into a waiting workflow that leaves memory; it is replayed later."""

@@ -1,0 +1,98 @@
+"""Failures as data: what is recorded of an exception, and the exception made of it again."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentflow.codec import canonical, to_json
+from agentflow.errors import (
+    ActivityError,
+    ActivityTimeoutError,
+    AgentflowError,
+    ApprovalDeniedError,
+    BudgetError,
+    InDoubtError,
+    MaxTurnsError,
+    PayloadError,
+)
+
+_TRACEBACK_CHARS = 8_000  # the last frames say where it broke; the rest is noise in a log
+_CAUSES = 5  # deeper chains repeat themselves
+
+_BY_CODE: dict[str, type[AgentflowError]] = {
+    cls.code: cls
+    for cls in (
+        ActivityTimeoutError,
+        ApprovalDeniedError,
+        BudgetError,
+        InDoubtError,
+        MaxTurnsError,
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An exception as it is recorded.
+
+    Attributes:
+        type: Qualified name of its class.
+        message: Its text.
+        code: Its stable code, if it is one of agentflow's.
+        hint: What to do about it.
+        data: JSON facts that it carried.
+        cause: The exception that it came from.
+        traceback: Where it was raised, as text.
+    """
+
+    type: str
+    message: str
+    code: str = ""
+    hint: str = ""
+    data: dict[str, Any] = field(default_factory=dict)
+    cause: Failure | None = None
+    traceback: str = ""
+
+    @property
+    def line(self) -> str:
+        """The failure in one line."""
+        first = self.message.splitlines()[0] if self.message else ""
+        return f"{self.type}: {first}" if first else self.type
+
+
+def failure_of(error: BaseException, depth: int = 0) -> Failure:
+    """Return *error* as data."""
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    recorded = getattr(error, "failure", None)
+    if isinstance(recorded, Failure) and depth == 0:
+        return recorded
+    data: dict[str, Any] = getattr(error, "data", {}) if isinstance(error, AgentflowError) else {}
+    return Failure(
+        type=type(error).__qualname__,
+        message=str(error),
+        code=error.code if isinstance(error, AgentflowError) else "",
+        hint=error.hint if isinstance(error, AgentflowError) else "",
+        data=_json_or_text(data),
+        cause=failure_of(cause, depth + 1) if cause is not None and depth < _CAUSES else None,
+        traceback="".join(traceback.format_exception(error, chain=False))[-_TRACEBACK_CHARS:],
+    )
+
+
+def _json_or_text(data: Any) -> dict[str, Any]:
+    try:
+        made = to_json(dict(data), Any, "data")
+        canonical(made)
+    except (PayloadError, ValueError, TypeError):
+        return {"text": repr(data)}
+    return dict(made)
+
+
+def activity_error(failure: Failure) -> AgentflowError:
+    """Return the exception that workflow code sees for a recorded failure."""
+    cls = _BY_CODE.get(failure.code, ActivityError)
+    error = cls(failure.message if cls is not ActivityError else failure.line, hint=failure.hint,
+                data=failure.data)  # fmt: skip
+    error.failure = failure
+    return error

@@ -1,0 +1,46 @@
+"""Ids: run ids sort by time (UUIDv7); batch ids are 16 random bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import uuid
+
+_NAMESPACE = uuid.UUID("6a7e1e1a-5b1e-5f3f-9a53-0d2c6f3e9b10")
+
+
+def new_run_id() -> str:
+    """Return a new UUIDv7 in its usual text form (RFC 9562, section 5.7)."""
+    unix_ms = time.time_ns() // 1_000_000
+    rand = int.from_bytes(os.urandom(10), "big")
+    value = (unix_ms & (1 << 48) - 1) << 80
+    value |= 0x7 << 76 | (rand >> 62 & 0xFFF) << 64
+    value |= 0b10 << 62 | rand & ((1 << 62) - 1)
+    return str(uuid.UUID(int=value))
+
+
+def child_run_id(parent_id: str, key: str) -> str:
+    """Return the id of the child run that *key* starts: the same on every replay."""
+    return str(uuid.uuid5(_NAMESPACE, f"{parent_id}\x00{key}"))
+
+
+def new_batch_id() -> bytes:
+    """Return 16 random bytes that name one append over all its retries."""
+    return os.urandom(16)
+
+
+def new_worker_id() -> str:
+    """Return a name for this process start; never used twice."""
+    return f"{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+def new_message_id() -> str:
+    """Return a unique id for a message into a run."""
+    return uuid.uuid4().hex
+
+
+def idempotency_key(project: str, run_id: str, key: str) -> str:
+    """Return the key that an activity hands to the outside world, stable over attempts."""
+    text = f"{project}\x00{run_id}\x00{key}".encode()
+    return "af_" + hashlib.sha256(text).hexdigest()[:32]

@@ -1,0 +1,121 @@
+"""What an attempt cost, as it is written: one attempt, its cost lines, exact integers.
+
+Amounts are pico-USD (10⁻¹² USD) in 64-bit integers: a third of the batch and regional rates
+are finer than a nano-USD per token. One entry holds up to 9.2 million USD; sums are done in
+Python integers, so they never overflow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, Literal
+
+from agentflow.llm.usage import Usage
+
+PICO = 1_000_000_000_000
+
+CostStatus = Literal["priced", "partial", "unpriced", "unknown_usage", "not_billed", "cached"]
+"""How far a cost is known.
+
+priced: every unit has a price · partial: some unit is not understood, the amount is a lower
+bound · unpriced: no price for this model · unknown_usage: the provider did not say what it
+used · not_billed: known to be free · cached: answered from an earlier call.
+"""
+
+AttemptStatus = Literal["ok", "error", "in_doubt", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostLine:
+    """One unit of an attempt: quantity × unit price.
+
+    Attributes:
+        unit: What is billed: ``input``, ``cache_read``, ``cache_write_5m``, ``output``,
+            ``web_search``, ``tool`` and so on.
+        quantity: Number of units: tokens, searches, calls.
+        unit_price_usd: USD per one unit, exact; None where it is unknown.
+        amount_pico_usd: quantity × price in pico-USD, or None where the price is unknown.
+        note: Rules that were applied (tier, region, batch), for `explain`.
+    """
+
+    unit: str
+    quantity: int
+    unit_price_usd: Decimal | None
+    amount_pico_usd: int | None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Priced:
+    """The price book's answer for one attempt.
+
+    Attributes:
+        status: How far the cost is known.
+        lines: What was billed, per unit.
+        source: Where the prices come from, such as ``genai-prices``.
+        version: Version of that source.
+        price_date: Day from which the price is in force, ISO 8601, if known.
+        reason: Why the status is not ``priced``.
+    """
+
+    status: CostStatus
+    lines: tuple[CostLine, ...] = ()
+    source: str = ""
+    version: str = ""
+    price_date: str | None = None
+    reason: str = ""
+
+    @property
+    def amount_pico_usd(self) -> int | None:
+        """The sum of the known lines in pico-USD; None where nothing at all is known."""
+        known = [line.amount_pico_usd for line in self.lines if line.amount_pico_usd is not None]
+        if self.status in {"not_billed", "cached"}:
+            return 0
+        if self.status in {"unpriced", "unknown_usage"} or not known:
+            return None
+        return sum(known)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptRecord:
+    """One physical attempt of a model call (or a tool that costs money), as the ledger keeps it.
+
+    Attributes:
+        kind: ``model`` or ``tool``.
+        name: Agent's or tool's name.
+        model_asked: ``provider:name`` as asked; empty for tools.
+        model_served: ``provider:name`` as served, if known.
+        status: How the attempt ended.
+        priced: What it cost.
+        usage: Normalised token counts, or None where they are unknown.
+        raw_usage: Usage as the provider wrote it, for audits.
+        request_id: The vendor's id of the HTTP request.
+        response_id: The vendor's id of the answer.
+        tier: Service tier as served.
+        latency_ms: Time from send to outcome, milliseconds.
+        error: One line, where it failed.
+    """
+
+    kind: Literal["model", "tool"]
+    name: str
+    model_asked: str = ""
+    model_served: str | None = None
+    status: AttemptStatus
+    priced: Priced
+    usage: Usage | None = None
+    raw_usage: dict[str, Any] = field(default_factory=dict)
+    request_id: str | None = None
+    response_id: str | None = None
+    tier: str | None = None
+    latency_ms: int = 0
+    error: str = ""
+
+
+def usd(amount_pico_usd: int) -> Decimal:
+    """Return pico-USD as an exact Decimal of dollars.
+
+    >>> usd(1_250_000_000_000)
+    Decimal('1.25')
+    """
+    return (Decimal(amount_pico_usd) / PICO).normalize() + Decimal(0)

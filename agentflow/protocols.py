@@ -1,0 +1,509 @@
+"""The seams on one page: Store, Provider, PriceBook (and Clock, in clock.py).
+
+Everything above this page knows only these protocols; `app.py` chooses the adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from agentflow.codec import Parts, Payload
+from agentflow.history.events import ActivityStarted, AnyEvent
+from agentflow.ledger.entries import AttemptRecord, Priced
+from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
+from agentflow.llm.request import ModelRequest
+from agentflow.llm.response import ModelResponse
+from agentflow.llm.stream import Delta
+from agentflow.llm.usage import Usage
+
+RunStatus = Literal[
+    "pending",  # recorded, no worker has seen it
+    "running",
+    "waiting",  # for a timer, signal, approval or child; costs one row
+    "paused",  # by an operator
+    "needs_code",  # the workflow's code raised a bug
+    "needs_version",  # the code asks for something other than the history holds
+    "quarantined",  # it killed its worker too often
+    "completed",
+    "failed",
+    "cancelled",
+]
+ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
+PARKED: frozenset[str] = frozenset({"needs_code", "needs_version", "quarantined"})
+
+InboxKind = Literal["signal", "cancel", "pause", "unpause", "approval", "child", "retry"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """A run to be inserted together with its first event.
+
+    Attributes:
+        project: Scope of ids, caches and keys.
+        id: Unique within the project.
+        workflow: Registered name.
+        started: The first event; its payload is the input.
+        parts: Bodies of the input.
+        start_at_ms: Not before this time; 0 = at once.
+        tags: Free words by which cost and lists are grouped.
+        queue: Name of the queue.
+        parent: (pk of the parent run, key of the call that started it), for child runs.
+        on_parent_end: ``cancel`` or ``detach``.
+    """
+
+    project: str
+    id: str
+    workflow: str
+    started: AnyEvent
+    parts: Parts
+    start_at_ms: int = 0
+    tags: tuple[str, ...] = ()
+    queue: str = "default"
+    parent: tuple[int, str] | None = None
+    on_parent_end: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRow:
+    """The current state of a run, as lists and status pages show it.
+
+    Attributes:
+        pk: The store's own number of the run.
+        wait: What a waiting or parked run waits for, in words.
+        error: One line, where it failed or is parked.
+        next_seq: Number of its events plus one.
+        input: The input's payload. output: the result's or failure's, once it ended.
+        wake_at_ms: When it wants attention next; 0 = now, None = only by a message.
+        kill_count: Number of workers that died in a row while it was running.
+    """
+
+    pk: int
+    project: str
+    id: str
+    workflow: str
+    status: RunStatus
+    wait: str
+    error: str
+    queue: str
+    tags: tuple[str, ...]
+    attributes: dict[str, Any]
+    created_at_ms: int
+    updated_at_ms: int
+    ended_at_ms: int | None
+    wake_at_ms: int | None
+    next_seq: int
+    applied_seq: int
+    epoch: int
+    owner: str | None
+    paused: bool
+    kill_count: int
+    input: Payload | None
+    output: Payload | None
+    parent_id: str | None
+    parent_key: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A message into a run: a row in its inbox until the owner has recorded it.
+
+    Attributes:
+        id: Unique; sending the same id twice is one message.
+        kind: What it asks for.
+        name: Signal's name; approval's id; child's key; reason of a cancel or pause.
+        actor: Who sent it.
+        payload: Signal's value; edited arguments; child's result.
+        parts: Bodies of the payload.
+        data: Further JSON facts: ``{"decision": …, "reason": …}`` for approvals,
+            ``{"on_mismatch": …}`` for unpause, ``{"child_id", "status"}`` for children.
+    """
+
+    id: str
+    kind: InboxKind
+    name: str = ""
+    actor: str | None = None
+    payload: Payload | None = None
+    parts: Parts = field(default_factory=Parts)
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InboxRow:
+    """A message that waits for the owner of its run."""
+
+    row: int
+    run_pk: int
+    received_at_ms: int
+    message: Message
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Approval:
+    """A question to a person.
+
+    Attributes:
+        call_digest: Digest of the exact call that it would allow, or "".
+        status: ``pending``, ``approved``, ``denied`` or ``void`` (the run has moved on).
+        payload: What the person sees.
+    """
+
+    id: str
+    run_id: str
+    project: str
+    key: str
+    kind: str
+    question: str
+    call_digest: str
+    status: str
+    requested_at_ms: int
+    decided_by: str | None = None
+    reason: str = ""
+    payload: Payload | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """An attempt that wants to start: written only if the guards allow it.
+
+    Attributes:
+        event: Its `ActivityStarted`.
+        approval_id: The approval that it uses up, if it needs one.
+        call_digest: Must be the approval's own, to the byte.
+    """
+
+    event: ActivityStarted
+    approval_id: str | None = None
+    call_digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerWrite:
+    """An attempt record and the call that it belongs to."""
+
+    key: str
+    attempt: int
+    at_ms: int
+    record: AttemptRecord
+
+
+@dataclass(slots=True, kw_only=True)
+class Append:
+    """One activation's worth of history: all of it, or nothing.
+
+    Attributes:
+        run_pk: The run.
+        epoch: The writer's epoch; another one in the row means "fenced".
+        expected_seq: The row's `next_seq` that this append continues.
+        batch_id: Made before the first try; a repeated append is answered, not written.
+        facts: Events that always commit, in order.
+        starts: Events behind them that the guards may refuse.
+        parts: Bodies and chain nodes of all payloads.
+        applied_seq: Highest seq whose drain is part of this or an earlier append.
+        status: The run's status after it.
+        wait: What it waits for, in words.
+        error: One line, where it failed or is parked.
+        wake_at_ms: When it wants attention next: 0 = now, None = only by a message.
+        release: Whether the owner lets go of the run (unless its inbox has news).
+        attributes: New searchable attributes, or None.
+        children: Child runs to insert.
+        inbox_done: Inbox rows that the facts have recorded.
+        ledger: Attempt records that belong to the facts.
+        progress: Whether an outcome is among the facts (resets the kill count).
+    """
+
+    run_pk: int
+    epoch: int
+    expected_seq: int
+    batch_id: bytes
+    facts: list[AnyEvent]
+    starts: list[Start]
+    parts: Parts
+    applied_seq: int
+    status: RunStatus
+    wait: str = ""
+    error: str = ""
+    wake_at_ms: int | None = 0
+    release: bool = False
+    attributes: dict[str, Any] | None = None
+    children: list[NewRun] = field(default_factory=list)
+    inbox_done: list[int] = field(default_factory=list)
+    ledger: list[LedgerWrite] = field(default_factory=list)
+    progress: bool = False
+
+
+def bare_append(
+    row: RunRow,
+    *,
+    batch_id: bytes,
+    status: RunStatus,
+    facts: Sequence[AnyEvent] = (),
+    applied_seq: int | None = None,
+    error: str = "",
+    wake_at_ms: int | None = None,
+    release: bool = True,
+) -> Append:
+    """Return an append that changes a run's state without an activation of its code."""
+    return Append(
+        run_pk=row.pk,
+        epoch=row.epoch,
+        expected_seq=row.next_seq,
+        batch_id=batch_id,
+        facts=list(facts),
+        starts=[],
+        parts=Parts(),
+        applied_seq=row.applied_seq if applied_seq is None else applied_seq,
+        status=status,
+        error=error,
+        wake_at_ms=wake_at_ms,
+        release=release,
+        progress=True,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Appended:
+    """The store's answer to an append; the same one however often it is re-issued.
+
+    Attributes:
+        next_seq: The row's `next_seq` after it.
+        granted: Terms by call key, for starts that were written.
+        refused: Guard's name by call key (``pause``, ``cancel``, ``approval``).
+        released: Whether the run has no owner any more.
+        inbox_first: A terminal append was put off because messages wait: record them first.
+    """
+
+    next_seq: int
+    granted: dict[str, dict[str, Any]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    released: bool = False
+    inbox_first: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """A run that this worker owns now.
+
+    Attributes:
+        row: The run after the claim (its epoch is the new one).
+        took_over: Whether its last owner died while it was running.
+    """
+
+    row: RunRow
+    took_over: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredHistory:
+    """Events of a run, decoded, with the bodies that replay needs.
+
+    Attributes:
+        events: `RunStarted` first; then, from the last segment on, every event.
+        bodies: Sealed bodies of results, signals and inputs of segments, by digest.
+    """
+
+    events: tuple[AnyEvent, ...]
+    bodies: dict[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFilter:
+    """Which runs a list shows; empty fields do not filter.
+
+    Attributes:
+        limit: Number of runs at most.
+        attributes: Attribute values that must be equal.
+    """
+
+    project: str | None = None
+    workflow: str | None = None
+    statuses: tuple[str, ...] = ()
+    tag: str | None = None
+    parent_id: str | None = None
+    since_ms: int | None = None
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    limit: int = 100
+
+
+class Store(Protocol):
+    """Keeps runs, histories, messages and the ledger. Every method may raise StoreError."""
+
+    async def open(self) -> None:
+        """Connect, create or migrate the database."""
+        ...
+
+    async def close(self) -> None:
+        """Finish what is queued and disconnect."""
+        ...
+
+    # -- ownership of the database (SQLite: one process; PostgreSQL: always granted)
+    async def try_own(self, worker_id: str) -> bool:
+        """Become the worker of this database; False where another process is."""
+        ...
+
+    # -- verbs of the client
+    async def start(self, runs: Sequence[NewRun]) -> list[tuple[RunRow, bool]]:
+        """Insert runs; per run its row and whether it is new (an existing id is returned)."""
+        ...
+
+    async def send(self, project: str, run_id: str, message: Message) -> None:
+        """Put a message into a run's inbox.
+
+        Raises:
+            NotFoundError: no such run. RunEndedError: it has ended (``retry`` excepted).
+        """
+        ...
+
+    async def decide(self, project: str, approval_id: str, message: Message) -> Approval:
+        """Decide a pending approval and tell its run, in one transaction.
+
+        Raises:
+            NotFoundError: no such approval (a unique prefix of the id is enough).
+            UsageError: it was decided before, or its run has moved on.
+        """
+        ...
+
+    async def get_run(self, project: str, run_id: str) -> RunRow:
+        """Return a run by id, unique prefix (6 characters or more) or ``@last``.
+
+        Raises:
+            NotFoundError: none. AmbiguousIdError: several.
+        """
+        ...
+
+    async def get_runs(self, run_pks: Sequence[int]) -> list[RunRow]:
+        """Return the rows of these runs."""
+        ...
+
+    async def list_runs(self, wanted: RunFilter) -> list[RunRow]:
+        """Return runs, newest first."""
+        ...
+
+    async def list_approvals(self, project: str | None, *, run_id: str | None = None,
+                             pending_only: bool = True) -> list[Approval]:
+        """Return approvals, oldest first."""
+        ...
+
+    async def history(self, run_pk: int, *, whole: bool = False) -> StoredHistory:
+        """Return a run's history for replay, or the whole of it with every body."""
+        ...
+
+    async def bodies(self, digests: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return sealed bodies by digest; missing ones are left out."""
+        ...
+
+    def chain(self, head: bytes, count: int) -> list[tuple[Any, bytes]]:
+        """Return message nodes with bodies, oldest first; blocks for a short read."""
+        ...
+
+    def body(self, digest: bytes) -> bytes | None:
+        """Return one sealed body; blocks for a short read."""
+        ...
+
+    async def cost(self, query: CostQuery) -> list[CostGroup]:
+        """Return the ledger summed by group, the dearest first."""
+        ...
+
+    async def ledger(self, project: str, run_id: str) -> list[LedgerRow]:
+        """Return every attempt of a run with its cost lines, in the order they were written."""
+        ...
+
+    # -- verbs of the worker
+    async def claim(self, worker_id: str, *, now_ms: int, limit: int,
+                    workflows: Sequence[str] | None = None) -> list[Claimed]:
+        """Take runs that want attention: due, free or left by a dead owner; oldest first."""
+        ...
+
+    async def release(self, worker_id: str, run_pks: Sequence[int]) -> None:
+        """Let go of runs without a trace in their history (shutdown)."""
+        ...
+
+    async def wake_parked(self, statuses: Sequence[str]) -> int:
+        """Let parked runs of these statuses be claimed once more; return their number.
+
+        A worker calls it at its start: the code of `needs_code` runs may have been mended.
+        """
+        ...
+
+    async def append(self, batch: Append) -> Appended:
+        """Write one activation, fenced.
+
+        Raises:
+            FencedError: another worker owns the run, or its history went on without us.
+        """
+        ...
+
+    async def inbox(self, run_pks: Sequence[int]) -> list[InboxRow]:
+        """Return the messages of these runs, oldest first."""
+        ...
+
+    async def next_wake_ms(self) -> int | None:
+        """Return when the next run without an owner wants attention, or None."""
+        ...
+
+    def on_change(self, wake: Callable[[], None]) -> None:
+        """Call *wake* (from any thread) soon after another connection or process wrote."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderCall:
+    """What an adapter may know of the call beside the request.
+
+    Attributes:
+        idempotency_key: Stable over attempts.
+        attempt: From 1.
+        timeout_seconds: Longest wait for the whole answer, in seconds.
+        on_delta: Where pieces of the answer go; None = nobody watches, do not stream.
+        on_ref: Called with the provider's own handle as soon as it is known.
+        cache_key: Groups requests with a common prompt for the provider's cache.
+    """
+
+    idempotency_key: str
+    attempt: int = 1
+    timeout_seconds: float | None = None
+    on_delta: Callable[[Delta], None] | None = None
+    on_ref: Callable[[str], None] | None = None
+    cache_key: str | None = None
+
+
+class Provider(Protocol):
+    """One LLM vendor's API."""
+
+    @property
+    def name(self) -> str:
+        """The word before the colon in a model's name."""
+        ...
+
+    async def complete(self, request: ModelRequest, call: ProviderCall) -> ModelResponse:
+        """Send one physical request and return the answer. Never retries.
+
+        Raises:
+            ProviderError: with whether, and when, it is worth trying again.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close connections."""
+        ...
+
+
+class PriceBook(Protocol):
+    """Turns usage into cost lines."""
+
+    def price(
+        self,
+        usage: Usage | None,
+        *,
+        model: str,
+        at: datetime,
+        tier: str | None = None,
+        context: Mapping[str, str] | None = None,
+    ) -> Priced:
+        """Return what *usage* of *model* (``provider:name`` as served) cost at that time.
+
+        Never raises for an unknown model: its status is ``unpriced`` and the reason says so.
+        """
+        ...

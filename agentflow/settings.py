@@ -1,0 +1,101 @@
+"""The only reader of the environment: flag > environment > pyproject.toml > default."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from agentflow.codec import MAX_PAYLOAD_BYTES
+from agentflow.errors import SettingsError
+
+_PREFIX = "AGENTFLOW_"
+# Values of variables that are named like this are scrubbed from everything that is written.
+_SECRET_NAMES = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_ENCRYPTION_KEY")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What can be set from outside; each is ``AGENTFLOW_<NAME>`` or ``[tool.agentflow] <name>``.
+
+    Attributes:
+        database_url: Where runs are kept.
+        project: Scope of ids, caches and keys.
+        durability: ``full`` survives a power cut, ``process`` only the death of a process.
+        encryption_key: Base64 key of 32 bytes: bodies are encrypted (extra ``crypto``).
+        max_payload_bytes: Largest value that is recorded, in bytes of JSON.
+        quarantine_after: Number of workers that a run may kill in a row; 0 = no limit.
+        secrets: Known secret values by name; scrubbed before anything is written.
+    """
+
+    database_url: str = "sqlite:///agentflow.db"
+    project: str = "default"
+    durability: str = "full"
+    encryption_key: str = field(default="", repr=False)
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES
+    quarantine_after: int = 3
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    def with_flags(self, **flags: Any) -> Settings:
+        """Return these settings with the flags that were given (None = not given)."""
+        return replace(self, **{k: v for k, v in flags.items() if v is not None})
+
+
+def read_settings(
+    environ: Mapping[str, str] | None = None, directory: Path | None = None
+) -> Settings:
+    """Return the settings of this process.
+
+    Args:
+        environ: The environment; the process's own by default.
+        directory: Where `pyproject.toml` is looked for, upwards; the current one by default.
+
+    Raises:
+        SettingsError: a value has no meaning.
+    """
+    env = os.environ if environ is None else environ
+    found: dict[str, Any] = dict(_from_file(directory or Path.cwd()))
+    known = {f.name: f for f in fields(Settings) if f.name != "secrets"}
+    for name in known:
+        text = env.get(_PREFIX + name.upper())
+        if text:
+            found[name] = text
+    if unknown := set(found) - set(known):
+        msg = f"[tool.agentflow] has unknown settings: {', '.join(sorted(unknown))}"
+        raise SettingsError(msg, hint=f"Known are: {', '.join(sorted(known))}.")
+    for name in ("max_payload_bytes", "quarantine_after"):
+        if name in found:
+            found[name] = _number(name, found[name])
+    if found.get("durability", "full") not in {"full", "process"}:
+        msg = f"durability is {found['durability']!r}"
+        raise SettingsError(msg, hint="Use full or process.")
+    secrets = {k: v for k, v in env.items() if k.upper().endswith(_SECRET_NAMES) and v}
+    return Settings(**found, secrets=secrets)
+
+
+def _number(name: str, value: object) -> int:
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = -1
+    if number < 0:
+        msg = f"{name} is {value!r}"
+        raise SettingsError(msg, hint="Use a whole number, zero or more.")
+    return number
+
+
+def _from_file(start: Path) -> Mapping[str, Any]:
+    for folder in (start, *start.parents):
+        file = folder / "pyproject.toml"
+        if file.is_file():
+            try:
+                with file.open("rb") as stream:
+                    data = tomllib.load(stream)
+            except (OSError, tomllib.TOMLDecodeError):
+                return {}  # somebody else's broken file; their own tools will say so
+            section = data.get("tool", {}).get("agentflow", {})
+            return section if isinstance(section, dict) else {}
+    return {}

@@ -1,0 +1,178 @@
+"""The fenced append: the only way to write history.
+
+One transaction holds the appends of all runs that were ready. Under the write lock it reads
+the rows of their runs, decides (plan.py), and writes each table with one statement for all
+runs. The UPDATE repeats the fence, so that the row itself has the last word. Appends whose end
+touches other runs (parents, children) follow one by one, so that each sees what those before
+it wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import and_, bindparam, func, select
+
+from agentflow.errors import FencedError, NotFoundError
+from agentflow.history.events import AnyEvent
+from agentflow.protocols import ENDED, Append, Appended, Message, Start
+from agentflow.storage import approvals, inbox, ledger, runs
+from agentflow.storage.payloads import write_parts
+from agentflow.storage.plan import ENDS, Encoded, Planned, State, needs_inbox, plan, settle_early
+from agentflow.storage.schema import events
+from agentflow.storage.schema import runs as table
+from agentflow.storage.statement import ByKeys, Hot, Row, Tx, insert_rows
+
+STATE_COLUMNS = (
+    table.c.pk, table.c.project, table.c.id, table.c.epoch, table.c.owner, table.c.status,
+    table.c.paused, table.c.cancel, table.c.next_seq, table.c.segment_seq,
+    table.c.updated_at_ms, table.c.ended_at_ms, table.c.kill_count, table.c.children,
+    table.c.ledger_count, table.c.last_batch_id, table.c.last_answer, table.c.chain_hash,
+    table.c.output_seq, table.c.parent_pk, table.c.parent_key,
+)  # fmt: skip
+STATES = ByKeys(lambda keys: select(*STATE_COLUMNS).where(table.c.pk.in_(keys)))
+INSERT_EVENT = insert_rows(events)
+FENCE = (
+    table.c.pk == bindparam("pk_"),
+    table.c.epoch == bindparam("epoch_"),
+    table.c.next_seq == bindparam("next_seq_"),
+)
+RUN_VALUES = (
+    "status", "wait", "error", "attributes", "updated_at_ms", "ended_at_ms", "wake_at_ms",
+    "next_seq", "applied_seq", "segment_seq", "owner", "cancel", "kill_count", "children",
+    "ledger_count", "last_batch_id", "last_answer", "chain_hash", "output_seq",
+)  # fmt: skip
+UPDATE_RUN = Hot(
+    lambda _: (
+        table.update()
+        .where(and_(*FENCE))
+        .values(
+            {name: bindparam(name) for name in RUN_VALUES}
+            | {"attributes": func.coalesce(bindparam("attributes"), table.c.attributes)}
+        )
+    ),
+    *RUN_VALUES,
+    "pk_",
+    "epoch_",
+    "next_seq_",
+)
+
+
+def append(tx: Tx, appends: Sequence[Encoded]) -> list[Appended | Exception]:
+    """Write *appends*; each is answered for itself."""
+    answers: dict[int, Appended | Exception] = {}
+    planned: list[Planned] = []
+    states = read_states(tx, [e.batch for e in appends])
+    used: set[int] = set()
+    for i, encoded in enumerate(appends):
+        state = states.get(encoded.batch.run_pk)
+        if state is None or state.pk in used or reaches_others(encoded.batch, state):
+            continue  # later: it must see what was written before it
+        used.add(state.pk)
+        done = decide(tx, encoded, state)
+        if isinstance(done, Planned):
+            planned.append(done)
+            answers[i] = done.answer
+        else:
+            answers[i] = done
+    write(tx, planned)
+    for i, encoded in enumerate(appends):
+        if i not in answers:
+            answers[i] = append_alone(tx, encoded)
+    return [answers[i] for i in range(len(appends))]
+
+
+def reaches_others(batch: Append, state: State) -> bool:
+    """Return whether *batch* touches other runs than its own."""
+    ends = batch.status in ENDED
+    return bool(batch.children) or (ends and (state.parent_pk is not None or state.children > 0))
+
+
+def append_alone(tx: Tx, encoded: Encoded) -> Appended | Exception:
+    """Write one append, whatever it touches."""
+    state = read_states(tx, [encoded.batch]).get(encoded.batch.run_pk)
+    if state is None:
+        return NotFoundError(f"there is no run with the number {encoded.batch.run_pk}")
+    done = decide(tx, encoded, state)
+    if not isinstance(done, Planned):
+        return done
+    write(tx, [done])
+    runs.insert_children(tx, state, encoded.batch)
+    if done.terminal is not None:
+        tell_parent(tx, state, done.terminal)
+        cancel_children(tx, state)
+    return done.answer
+
+
+def read_states(tx: Tx, batches: Sequence[Append]) -> dict[int, State]:
+    """Return the rows of the runs of *batches*, with the messages that some need to see."""
+    found = tx.by_keys(STATES, list(dict.fromkeys(b.run_pk for b in batches)))
+    states = {row[0]: State(*row) for row in found}
+    curious = [b.run_pk for b in batches if b.run_pk in states and needs_inbox(b, states[b.run_pk])]
+    if curious:
+        for run_pk, row, kind in tx.by_keys(inbox.WAITING, curious):
+            states[run_pk].waiting.append((row, kind))
+    return states
+
+
+def decide(tx: Tx, encoded: Encoded, state: State) -> Planned | Appended | Exception:
+    """Return what to write, or the answer where nothing is to be written."""
+
+    def guard(state: State, start: Start) -> str | None:
+        if state.paused:
+            return "pause"
+        if state.cancel:
+            return "cancel"
+        if start.approval_id is None or approvals.use(tx, state.pk, start):
+            return None
+        return "approval"
+
+    early = settle_early(state, encoded.batch)
+    return early if early is not None else plan(encoded, state, tx.now_ms, guard)
+
+
+def write(tx: Tx, planned: Sequence[Planned]) -> None:
+    """Write the rows of all of *planned*, table by table.
+
+    Raises:
+        FencedError: the row's own fence disagrees; nothing of this may be committed.
+    """
+    if not planned:
+        return
+    changed = tx.many(UPDATE_RUN, [p.run for p in planned])
+    if changed != len(planned):
+        msg = f"{len(planned) - changed} of {len(planned)} runs went on without this writer"
+        raise FencedError(msg)
+    rows: list[Row] = []
+    for p in planned:
+        rows += p.events
+    tx.many(INSERT_EVENT, rows)
+    write_parts(tx, [p.batch.parts for p in planned])
+    inbox.finish(tx, [(row, p.state.pk) for p in planned for row in p.batch.inbox_done])
+    approvals.note(tx, planned)
+    ledger.write(tx, planned)
+
+
+def tell_parent(tx: Tx, state: State, terminal: AnyEvent) -> None:
+    """Put the end of a child into its parent's inbox, unless the parent has ended."""
+    if state.parent_pk is None:
+        return
+    message = Message(
+        id=f"child:{state.pk}:{state.output_seq}",
+        kind="child",
+        name=state.parent_key or "",
+        payload=terminal.payload,
+        data={"child_id": state.id, "status": ENDS[type(terminal)]},
+    )
+    inbox.put_unless_ended(tx, state.parent_pk, message)
+
+
+def cancel_children(tx: Tx, state: State) -> None:
+    """Ask the children to end that shall not outlive this run."""
+    if not state.children:
+        return
+    message = Message(
+        id=f"parent:{state.pk}:{state.output_seq}", kind="cancel", name="the parent run ended"
+    )
+    for (child_pk,) in tx.rows(runs.CHILDREN_TO_CANCEL, state.pk):
+        inbox.put_unless_ended(tx, child_pk, message)

@@ -1,0 +1,116 @@
+"""What differs between databases, in one protocol; dialects/ has one file for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from sqlalchemy import ColumnElement, Connection, Insert, Table
+from sqlalchemy.engine.interfaces import Dialect as CoreDialect
+
+from agentflow.errors import AgentflowError
+from agentflow.storage.statement import Cursor
+
+
+class Dialect(Protocol):
+    """One kind of database, and one database of it."""
+
+    @property
+    def name(self) -> str:
+        """``sqlite`` or ``postgresql``."""
+        ...
+
+    @property
+    def core(self) -> CoreDialect:
+        """SQLAlchemy's dialect, which compiles statements."""
+        ...
+
+    @property
+    def begin_write(self) -> str:
+        """The statement that begins a transaction that writes."""
+        ...
+
+    # -- connections
+    def open(self) -> None:
+        """Make the engines; no connection yet."""
+        ...
+
+    def close(self) -> None:
+        """Close what is open and give up ownership."""
+        ...
+
+    def connect_writer(self) -> Connection:
+        """Return the connection of the writer thread."""
+        ...
+
+    def reading(self) -> AbstractContextManager[Connection]:
+        """Return a connection for one read; any thread."""
+        ...
+
+    def writing(self) -> AbstractContextManager[object]:
+        """Hold off readers that share the writer's connection (in-memory databases)."""
+        ...
+
+    def check_process(self) -> None:
+        """Raise StoreError if the process was forked since `open`."""
+        ...
+
+    # -- SQL
+    def insert_new(self, table: Table) -> Insert:
+        """Return an INSERT that leaves a row alone that exists."""
+        ...
+
+    def has_attribute(self, name: str, value: object) -> ColumnElement[bool]:
+        """Return the condition that a run's attribute *name* equals *value*."""
+        ...
+
+    def view(self, name: str) -> str:
+        """Return the CREATE VIEW statement of a public view."""
+        ...
+
+    # -- the database as others see it
+    def try_own(self, worker_id: str) -> bool:
+        """Become the worker of this database, unless another process is."""
+        ...
+
+    def became_owner(self, cursor: Cursor) -> None:
+        """Set the writer's connection up as the owner's (called in the writer thread)."""
+        ...
+
+    def last_foreign_write(self, cursor: Cursor) -> int:
+        """Return a number that changes when another connection has written."""
+        ...
+
+    def finish(self, cursor: Cursor) -> None:
+        """Tidy up before the writer's connection closes."""
+        ...
+
+    def translate(self, error: BaseException) -> AgentflowError | None:
+        """Return the StoreError for a failure of the database itself; None for other errors."""
+        ...
+
+    def is_busy(self, error: BaseException) -> bool:
+        """Return whether the same transaction may succeed at once if it is tried again."""
+        ...
+
+    def facts(self, conn: Connection) -> dict[str, Any]:
+        """Return what `doctor` should know of this database."""
+        ...
+
+
+class Faults:
+    """Where tests make the database fail; this one never does.
+
+    `before_commit` may raise what a driver raises (nothing is written); `after_commit` may
+    raise too (all is written, and the reply is lost).
+    """
+
+    def before_commit(self) -> None:
+        """Run in the writer thread before each COMMIT."""
+
+    def after_commit(self) -> None:
+        """Run in the writer thread after each COMMIT."""
+
+
+Wake = Callable[[], None]

@@ -1,0 +1,300 @@
+"""What one append writes: the fence, the guards, and its rows. Decisions only, no SQL.
+
+The caller holds the write lock and has read the run's row under it, so that what is decided
+here is still true when it is written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentflow.errors import FencedError, RunEndedError, StoreError, UsageError
+from agentflow.history.audit import event_hash
+from agentflow.history.events import (
+    ActivityCancelRequested,
+    AnyEvent,
+    ApprovalRequested,
+    RunCancelled,
+    RunCompleted,
+    RunContinued,
+    RunFailed,
+    RunReopened,
+    data_of,
+)
+from agentflow.protocols import ENDED, PARKED, Append, Appended, Start
+from agentflow.storage.payloads import dumps
+from agentflow.storage.statement import Row
+
+ENDS: dict[type[AnyEvent], str] = {
+    RunCompleted: "completed",
+    RunFailed: "failed",
+    RunCancelled: "cancelled",
+}
+Guard = Callable[["State", Start], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """An append whose events are already text: that needs no lock."""
+
+    batch: Append
+    facts: list[str]
+    starts: list[str]
+
+
+@dataclass(slots=True)
+class State:
+    """A run's row as the append found it, and what the append makes of it.
+
+    Attributes:
+        waiting: Inbox rows that are not done; only filled where the append asks for it.
+        cancel: Whether a cancel message waits that the append does not record.
+    """
+
+    pk: int
+    project: str
+    id: str
+    epoch: int
+    owner: str | None
+    status: str
+    paused: bool
+    cancel: bool
+    next_seq: int
+    segment_seq: int
+    time_ms: int
+    ended_at_ms: int | None
+    kill_count: int
+    children: int
+    ledger_count: int
+    batch_id: bytes | None
+    answer: str | None
+    hash: bytes
+    output_seq: int | None
+    parent_pk: int | None
+    parent_key: str | None
+    waiting: list[tuple[int, str]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Planned:
+    """Everything that one append writes."""
+
+    state: State
+    batch: Append
+    answer: Appended
+    events: list[Row] = field(default_factory=list)
+    run: Row = ()
+    requests: list[tuple[ApprovalRequested, int]] = field(default_factory=list)
+    void_all: bool = False
+    void_keys: list[str] = field(default_factory=list)
+    terminal: AnyEvent | None = None
+
+
+def encode(batch: Append) -> Encoded:
+    """Return *batch* with its events as text."""
+    return Encoded(
+        batch, [data_of(e) for e in batch.facts], [data_of(s.event) for s in batch.starts]
+    )
+
+
+def stored_answer(state: State) -> Appended:
+    """Return what the run's last batch was answered."""
+    kept: dict[str, Any] = json.loads(state.answer) if state.answer else {}
+    return Appended(
+        next_seq=state.next_seq,
+        granted=kept.get("granted", {}),
+        refused=kept.get("refused", {}),
+        released=kept.get("released", False),
+    )
+
+
+def answer_text(answer: Appended) -> str | None:
+    """Return what `stored_answer` needs to give *answer* again."""
+    kept = {"granted": answer.granted, "refused": answer.refused, "released": answer.released}
+    return dumps({k: v for k, v in kept.items() if v}) if any(kept.values()) else None
+
+
+def is_fenced(state: State, batch: Append) -> bool:
+    """Return whether the run is not the writer's any more, or went on without it."""
+    return state.owner is None or state.epoch != batch.epoch or state.next_seq != batch.expected_seq
+
+
+def needs_inbox(batch: Append, state: State) -> bool:
+    """Return whether the messages that wait decide something for this append."""
+    return batch.release or batch.wake_at_ms != 0 or batch.status in ENDED or state.cancel
+
+
+def settle_early(state: State, batch: Append) -> Appended | Exception | None:
+    """Return the answer to an append that writes nothing, or None."""
+    if state.batch_id == batch.batch_id:
+        return stored_answer(state)
+    if is_fenced(state, batch):
+        msg = f"run {state.id} is at epoch {state.epoch}, event {state.next_seq}; " + (
+            f"this append is for epoch {batch.epoch}, event {batch.expected_seq}"
+        )
+        return FencedError(msg)
+    if batch.status in ENDED and waits_for_record(state, batch):
+        return Appended(next_seq=state.next_seq, inbox_first=True)
+    return None
+
+
+def waits_for_record(state: State, batch: Append) -> bool:
+    """Return whether messages wait that *batch* does not record."""
+    done = batch.inbox_done
+    return any(row not in done for row, _ in state.waiting)
+
+
+def check_transition(state: State, batch: Append) -> AnyEvent | None:
+    """Return the terminal event, if *batch* ends the run.
+
+    Raises:
+        RunEndedError: the run has ended, and nothing reopens it.
+        UsageError: the status and the last fact contradict each other.
+    """
+    last = batch.facts[-1] if batch.facts else None
+    ends = ENDS.get(type(last)) if last is not None else None
+    if state.status in ENDED and not any(isinstance(e, RunReopened) for e in batch.facts):
+        msg = f"run {state.id} is {state.status}; nothing can be added to its history"
+        raise RunEndedError(msg)
+    if any(type(e) in ENDS for e in batch.facts[:-1]) or (ends and batch.starts):
+        msg = f"run {state.id}: the event that ends a run must be its last"
+        raise UsageError(msg)
+    if (ends or "") != (batch.status if batch.status in ENDED else ""):
+        msg = f"run {state.id}: status {batch.status} does not fit {type(last).__name__}"
+        raise UsageError(msg)
+    return last if ends else None
+
+
+class Writer:
+    """Numbers, dates and chains the events of one append."""
+
+    __slots__ = ("hash", "now_ms", "pk", "rows", "seq", "time_ms")
+
+    def __init__(self, pk: int, seq: int, time_ms: int, hash_: bytes, now_ms: int) -> None:
+        self.pk = pk
+        self.seq = seq  # of the next event
+        self.time_ms = time_ms  # of the last event
+        self.hash = hash_
+        self.now_ms = now_ms
+        self.rows: list[Row] = []
+
+    def write(self, event: AnyEvent, data: str) -> int:
+        """Add *event* and return its seq.
+
+        The engine has told workflow code the time of an outcome before it is written, so a
+        time that the event brings is kept; it only never decreases.
+        """
+        seq = self.seq
+        if event.seq not in (0, seq):
+            msg = f"event {type(event).__name__} says seq {event.seq} where {seq} is next"
+            raise StoreError(msg)
+        self.time_ms = max(self.time_ms, event.time_ms or self.now_ms)
+        kind, actor, key = type(event).__name__, event.actor, event.key
+        self.hash = event_hash(
+            self.hash,
+            seq=seq,
+            time_ms=self.time_ms,
+            kind=kind,
+            actor=actor,
+            key=key,
+            data=data,
+        )
+        body = event.payload.body if event.payload is not None else None
+        self.rows.append((self.pk, seq, kind, self.time_ms, actor, key, data, body, self.hash))
+        self.seq = seq + 1
+        return seq
+
+
+def plan(encoded: Encoded, state: State, now_ms: int, guard: Guard) -> Planned:
+    """Return all that the append writes; *state* becomes the run's state after it.
+
+    *guard* has the last word on a start; it may use up an approval.
+    """
+    batch = encoded.batch
+    terminal = check_transition(state, batch)
+    writer = Writer(state.pk, state.next_seq, state.time_ms, state.hash, now_ms)
+    planned = Planned(state, batch, Appended(next_seq=0), writer.rows, terminal=terminal)
+    for event, data in zip(batch.facts, encoded.facts, strict=True):
+        seq = writer.write(event, data)
+        note_fact(planned, event, seq)
+    state.cancel = any(k == "cancel" and r not in batch.inbox_done for r, k in state.waiting)
+    granted: dict[str, dict[str, Any]] = {}
+    refused: dict[str, str] = {}
+    for start, data in zip(batch.starts, encoded.starts, strict=True):
+        key = start.event.key or ""
+        reason = guard(state, start)
+        if reason is None:
+            writer.write(start.event, data)
+            granted[key] = start.event.granted
+        else:
+            refused[key] = reason
+    waits = bool(state.waiting) and waits_for_record(state, batch)
+    released = terminal is not None or (batch.release and not waits)
+    planned.answer = Appended(
+        next_seq=writer.seq, granted=granted, refused=refused, released=released
+    )
+    if terminal is not None:
+        state.output_seq, state.ended_at_ms = writer.seq - 1, writer.time_ms
+    state.status = batch.status
+    state.next_seq, state.time_ms, state.hash = writer.seq, writer.time_ms, writer.hash
+    planned.run = run_row(planned, waits=waits)
+    return planned
+
+
+def note_fact(planned: Planned, event: AnyEvent, seq: int) -> None:
+    """Remember what a fact means beyond its row."""
+    match event:
+        case ApprovalRequested():
+            planned.requests.append((event, seq))
+        case RunContinued() | RunReopened():
+            planned.void_all = True
+            planned.requests.clear()  # asked and void in one append: never open
+            if isinstance(event, RunContinued):
+                planned.state.segment_seq = seq
+            else:
+                planned.state.output_seq = planned.state.ended_at_ms = None
+        case ActivityCancelRequested() if event.key:
+            planned.void_keys.append(event.key)
+        case _:
+            pass
+
+
+def wake_after(batch: Append, *, waits: bool) -> int | None:
+    """Return when the run wants attention after *batch*."""
+    if waits:
+        return 0
+    if batch.status in ENDED or batch.status in PARKED:
+        return None
+    return batch.wake_at_ms
+
+
+def run_row(planned: Planned, *, waits: bool) -> Row:
+    """Return the values of UPDATE_RUN."""
+    state, batch, answer = planned.state, planned.batch, planned.answer
+    return (
+        state.status,
+        batch.wait,
+        batch.error,
+        None if batch.attributes is None else dumps(batch.attributes),
+        state.time_ms,
+        state.ended_at_ms,
+        wake_after(batch, waits=waits),
+        state.next_seq,
+        batch.applied_seq,
+        state.segment_seq,
+        None if answer.released else state.owner,
+        int(state.cancel),
+        0 if batch.progress else state.kill_count,
+        state.children + len(batch.children),
+        state.ledger_count + len(batch.ledger),
+        batch.batch_id,
+        answer_text(answer),
+        state.hash,
+        state.output_seq,
+        batch.run_pk,
+        batch.epoch,
+        batch.expected_seq,
+    )

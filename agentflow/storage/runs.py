@@ -1,0 +1,362 @@
+"""Runs: starting, finding, claiming, releasing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import ColumnElement, Select, bindparam, func, or_, select
+
+from agentflow.errors import AmbiguousIdError, InputMismatchError, NotFoundError, UsageError
+from agentflow.history.audit import GENESIS
+from agentflow.history.events import data_of
+from agentflow.protocols import ENDED, Append, Claimed, Message, NewRun, RunFilter, RunRow
+from agentflow.storage import inbox
+from agentflow.storage.payloads import dumps, stored_payload, write_parts
+from agentflow.storage.plan import State, Writer
+from agentflow.storage.schema import events, run_tags, runs
+from agentflow.storage.statement import ByKeys, Hot, Keys, Row, Tx, const, insert_rows
+
+PREFIX_CHARACTERS = 6
+
+parents = runs.alias("parents")
+first = events.alias("first")
+last = events.alias("last")
+ROW_COLUMNS = (
+    runs.c.pk, runs.c.project, runs.c.id, runs.c.workflow, runs.c.status, runs.c.wait,
+    runs.c.error, runs.c.queue, runs.c.tags, runs.c.attributes, runs.c.created_at_ms,
+    runs.c.updated_at_ms, runs.c.ended_at_ms, runs.c.wake_at_ms, runs.c.next_seq,
+    runs.c.applied_seq, runs.c.epoch, runs.c.owner, runs.c.paused, runs.c.kill_count,
+    first.c.data.label("input"), first.c.body.label("input_body"),
+    last.c.data.label("output"), last.c.body.label("output_body"),
+    parents.c.id.label("parent_id"), runs.c.parent_key,
+)  # fmt: skip
+ROWS: Select[tuple[object, ...]] = select(*ROW_COLUMNS).select_from(
+    runs.join(first, (first.c.run_pk == runs.c.pk) & (first.c.seq == const(1)))
+    .outerjoin(last, (last.c.run_pk == runs.c.pk) & (last.c.seq == runs.c.output_seq))
+    .outerjoin(parents, parents.c.pk == runs.c.parent_pk)
+)
+ROWS_BY_PK = ByKeys(lambda keys: ROWS.where(runs.c.pk.in_(keys)))
+LAST_PK = Hot(lambda _: select(func.coalesce(func.max(runs.c.pk), const(0))))
+INSERT_RUN = insert_rows(runs)
+INSERT_EVENT = insert_rows(events)
+INSERT_TAG = insert_rows(run_tags)
+
+
+def _existing(keys: Keys) -> Select[tuple[object, ...]]:
+    wanted = (runs.c.project == bindparam("project"), runs.c.id.in_(keys))
+    return select(runs.c.id, runs.c.pk).where(*wanted)
+
+
+EXISTING = ByKeys(_existing, "project")
+CHILDREN_TO_CANCEL = Hot(
+    lambda _: select(runs.c.pk).where(
+        runs.c.parent_pk == bindparam("parent_pk"), runs.c.on_parent_end == const("cancel")
+    ),
+    "parent_pk",
+)
+ADOPT = Hot(
+    lambda _: runs.update()
+    .where(runs.c.pk == bindparam("pk_"))
+    .values(
+        parent_pk=bindparam("parent_pk"),
+        parent_key=bindparam("parent_key"),
+        on_parent_end=bindparam("on_parent_end"),
+    ),
+    "parent_pk", "parent_key", "on_parent_end", "pk_",
+)  # fmt: skip
+PARENT = Hot(
+    lambda _: select(runs.c.parent_pk, runs.c.output_seq).where(runs.c.pk == bindparam("pk_")),
+    "pk_",
+)
+CLAIM = Hot(
+    lambda _: runs.update()
+    .where(runs.c.pk == bindparam("pk_"))
+    .values(
+        owner=bindparam("owner"),
+        epoch=runs.c.epoch + const(1),
+        kill_count=runs.c.kill_count + bindparam("kills"),
+    ),
+    "owner", "kills", "pk_",
+)  # fmt: skip
+RELEASE = Hot(
+    lambda _: runs.update()
+    .where(runs.c.pk == bindparam("pk_"), runs.c.owner == bindparam("owner_"))
+    .values(owner=bindparam("owner")),
+    "owner", "pk_", "owner_",
+)  # fmt: skip
+
+
+def run_row(row: Row) -> RunRow:
+    """Return one row of ROWS as the protocol has it."""
+    return RunRow(
+        pk=row[0],
+        project=row[1],
+        id=row[2],
+        workflow=row[3],
+        status=row[4],
+        wait=row[5],
+        error=row[6],
+        queue=row[7],
+        tags=tuple(json.loads(row[8])) if row[8] else (),
+        attributes=json.loads(row[9]) if row[9] else {},
+        created_at_ms=row[10],
+        updated_at_ms=row[11],
+        ended_at_ms=row[12],
+        wake_at_ms=row[13],
+        next_seq=row[14],
+        applied_seq=row[15],
+        epoch=row[16],
+        owner=row[17],
+        paused=bool(row[18]),
+        kill_count=row[19],
+        input=stored_payload(row[20], row[21]),
+        output=stored_payload(row[22], row[23]),
+        parent_id=row[24],
+        parent_key=row[25],
+    )
+
+
+def rows_by_pk(tx: Tx, pks: Sequence[int]) -> list[RunRow]:
+    """Return the rows of these runs, in the order of *pks*."""
+    found = {row[0]: row for row in tx.by_keys(ROWS_BY_PK, pks)}
+    return [run_row(found[pk]) for pk in pks if pk in found]
+
+
+# -- starting
+
+
+def start(tx: Tx, calls: Sequence[Sequence[NewRun]]) -> list[list[tuple[RunRow, bool]]]:
+    """Insert the runs of all *calls*; those whose id exists are returned as they are."""
+    wanted = [run for call in calls for run in call]
+    known = existing(tx, wanted)
+    fresh: dict[tuple[str, str], NewRun] = {}
+    for run in wanted:
+        if (run.project, run.id) not in known:
+            fresh.setdefault((run.project, run.id), run)
+    known |= insert(tx, fresh.values())
+    pks = list(dict.fromkeys(known[run.project, run.id] for run in wanted))
+    rows = dict(zip(pks, rows_by_pk(tx, pks), strict=True))
+    answers: list[list[tuple[RunRow, bool]]] = []
+    for call in calls:
+        answers.append([])
+        for run in call:
+            is_new = fresh.pop((run.project, run.id), None) is not None
+            answers[-1].append((rows[known[run.project, run.id]], is_new))
+    return answers
+
+
+def existing(tx: Tx, wanted: Iterable[NewRun]) -> dict[tuple[str, str], int]:
+    """Return the pk of each of *wanted* that exists, by (project, id)."""
+    by_project: dict[str, list[str]] = {}
+    for run in wanted:
+        by_project.setdefault(run.project, []).append(run.id)
+    return {
+        (project, id_): pk
+        for project, ids in by_project.items()
+        for id_, pk in tx.by_keys(EXISTING, ids, project)
+    }
+
+
+def insert(tx: Tx, fresh: Iterable[NewRun]) -> dict[tuple[str, str], int]:
+    """Insert runs that do not exist, each with its first event; return their pks."""
+    ((next_pk,),) = tx.rows(LAST_PK)
+    pks: dict[tuple[str, str], int] = {}
+    run_rows: list[Row] = []
+    event_rows: list[Row] = []
+    tag_rows: list[Row] = []
+    written = []
+    for run in fresh:
+        next_pk += 1
+        pks[run.project, run.id] = next_pk
+        writer = Writer(next_pk, 1, 0, GENESIS, tx.now_ms)
+        writer.write(run.started, data_of(run.started))
+        run_rows.append(new_row(run, writer))
+        event_rows += writer.rows
+        tag_rows += [(tag, next_pk) for tag in dict.fromkeys(run.tags)]
+        written.append(run.parts)
+    tx.many(INSERT_RUN, run_rows)
+    tx.many(INSERT_EVENT, event_rows)
+    tx.many(INSERT_TAG, tag_rows)
+    write_parts(tx, written)
+    tx.news = tx.news or bool(run_rows)
+    return pks
+
+
+def new_row(run: NewRun, writer: Writer) -> Row:
+    """Return all columns of a new run."""
+    parent_pk, parent_key = run.parent or (None, None)
+    return (
+        writer.pk, run.project, run.id, run.workflow,
+        "pending", "", "", run.queue,
+        dumps(list(run.tags)) if run.tags else None, None,
+        writer.time_ms, writer.time_ms, None, run.start_at_ms,
+        2, 0, 1, 0, None, 0, 0, 0, 0, 0,
+        None, None, writer.hash, None,
+        parent_pk, parent_key, run.on_parent_end,
+    )  # fmt: skip
+
+
+def insert_children(tx: Tx, parent: State, batch: Append) -> None:
+    """Insert the children that an append starts.
+
+    Raises:
+        InputMismatchError: a run with a child's id exists and is another one.
+    """
+    children = batch.children
+    if not children:
+        return
+    known = existing(tx, children)
+    for child in children:
+        pk = known.get((child.project, child.id))
+        if pk is not None:
+            adopt(tx, parent, child, pk)
+    insert(tx, [c for c in children if (c.project, c.id) not in known])
+
+
+def adopt(tx: Tx, parent: State, child: NewRun, pk: int) -> None:
+    """Make an existing run this parent's child, if it is the run that the parent means."""
+    (row,) = rows_by_pk(tx, [pk])
+    ((old_parent, output_seq),) = tx.rows(PARENT, pk)
+    digests = [p.digest if p else None for p in (row.input, child.started.payload)]
+    if row.workflow != child.workflow or digests[0] != digests[1]:
+        msg = f"run {child.id} exists with another workflow or input"
+        raise InputMismatchError(msg)
+    if old_parent not in (None, parent.pk):
+        msg = f"run {child.id} is the child of another run"
+        raise InputMismatchError(msg)
+    key = child.parent[1] if child.parent else ""
+    tx.run(ADOPT, parent.pk, key, child.on_parent_end, pk)
+    if row.status in ENDED:
+        message = Message(
+            id=f"child:{pk}:{output_seq}:{parent.next_seq}",
+            kind="child",
+            name=key,
+            payload=row.output,
+            data={"child_id": child.id, "status": row.status},
+        )
+        inbox.put_unless_ended(tx, parent.pk, message)
+
+
+# -- finding
+
+
+def by_name(tx: Tx, project: str, run_id: str) -> RunRow:
+    """Return a run by id, unique prefix or ``@last``."""
+    mine = runs.c.project == project
+    if run_id == "@last":
+        found = select(runs.c.pk).where(mine).order_by(runs.c.pk.desc()).limit(1)
+    else:
+        exact = tx.by_keys(EXISTING, [run_id], project)
+        if exact:
+            return rows_by_pk(tx, [exact[0][1]])[0]
+        prefix = (runs.c.id >= run_id, runs.c.id < run_id + "\U0010ffff")
+        found = select(runs.c.pk).where(mine, *prefix).order_by(runs.c.id).limit(4)
+        if len(run_id) < PREFIX_CHARACTERS:
+            found = found.where(runs.c.pk < 0)
+    rows = rows_by_pk(tx, [row[0] for row in tx.conn.execute(found)])
+    if not rows:
+        msg = f"there is no run {run_id!r} in project {project!r}"
+        raise NotFoundError(msg)
+    if len(rows) > 1:
+        msg = f"{run_id!r} may be any of {', '.join(row.id for row in rows[:3])}"
+        raise AmbiguousIdError(msg + (", …" if len(rows) > 3 else ""))  # noqa: PLR2004
+    return rows[0]
+
+
+def listed(tx: Tx, wanted: RunFilter) -> list[RunRow]:
+    """Return runs, newest first."""
+    query = select(runs.c.pk).where(*conditions(tx, wanted))
+    query = query.order_by(runs.c.pk.desc()).limit(wanted.limit)
+    return rows_by_pk(tx, [row[0] for row in tx.conn.execute(query)])
+
+
+def conditions(tx: Tx, wanted: RunFilter) -> list[ColumnElement[bool]]:
+    """Return the WHERE of a list."""
+    where: list[ColumnElement[bool]] = []
+    if wanted.project is not None:
+        where.append(runs.c.project == wanted.project)
+    if wanted.workflow is not None:
+        where.append(runs.c.workflow == wanted.workflow)
+    if wanted.statuses:
+        where.append(runs.c.status.in_(wanted.statuses))
+    if wanted.tag is not None:
+        where.append(runs.c.pk.in_(select(run_tags.c.run_pk).where(run_tags.c.tag == wanted.tag)))
+    if wanted.parent_id is not None:
+        where.append(
+            runs.c.parent_pk.in_(select(parents.c.pk).where(parents.c.id == wanted.parent_id))
+        )
+    if wanted.since_ms is not None:
+        where.append(runs.c.created_at_ms >= wanted.since_ms)
+    where += [tx.dialect.has_attribute(k, v) for k, v in wanted.attributes.items()]
+    return where
+
+
+# -- owning
+
+
+@dataclass(frozen=True, slots=True)
+class Claiming:
+    """The arguments of `claim`."""
+
+    worker_id: str
+    now_ms: int
+    limit: int
+    workflows: Sequence[str] | None = None
+
+
+def claim(tx: Tx, wanted: Claiming) -> list[Claimed]:
+    """Take runs that are due: first those of dead owners, then free ones."""
+    me = wanted.worker_id
+    dead = due(tx, wanted, or_(runs.c.owner < me, runs.c.owner > me), wanted.limit)
+    free = due(tx, wanted, runs.c.owner.is_(None), wanted.limit - len(dead))
+    tx.many(CLAIM, [(me, 1, pk) for pk in dead] + [(me, 0, pk) for pk in free])
+    rows = rows_by_pk(tx, [*dead, *free])
+    return [Claimed(row=row, took_over=i < len(dead)) for i, row in enumerate(rows)]
+
+
+def due(tx: Tx, wanted: Claiming, whose: ColumnElement[bool], limit: int) -> list[int]:
+    """Return pks of due runs, oldest first."""
+    if limit <= 0:
+        return []
+    query = select(runs.c.pk).where(whose, runs.c.wake_at_ms <= wanted.now_ms)
+    if wanted.workflows is not None:
+        query = query.where(runs.c.workflow.in_(wanted.workflows))
+    query = query.order_by(runs.c.wake_at_ms, runs.c.pk).limit(limit)
+    return [row[0] for row in tx.conn.execute(query)]
+
+
+@dataclass(frozen=True, slots=True)
+class Releasing:
+    """The arguments of `release`."""
+
+    worker_id: str
+    run_pks: Sequence[int]
+
+
+def release(tx: Tx, wanted: Releasing) -> None:
+    """Let go of runs that are still this worker's."""
+    tx.many(RELEASE, [(None, pk, wanted.worker_id) for pk in wanted.run_pks])
+    tx.news = True
+
+
+def wake_parked(tx: Tx, statuses: Sequence[str]) -> int:
+    """Make parked runs due, so that the next claim tries them again."""
+    if any(status in ENDED for status in statuses):
+        msg = "runs that have ended cannot be woken"
+        raise UsageError(msg)
+    query = runs.update().where(runs.c.status.in_(statuses), runs.c.wake_at_ms.is_(None))
+    count = tx.conn.execute(query.values(wake_at_ms=0)).rowcount
+    tx.news = tx.news or count > 0
+    return count
+
+
+def next_wake_ms(tx: Tx, worker_id: str | None) -> int | None:
+    """Return when the next run that *worker_id* does not own is due."""
+    soonest = select(func.min(runs.c.wake_at_ms)).where(runs.c.wake_at_ms.is_not(None))
+    whose: list[ColumnElement[bool]] = [runs.c.owner.is_(None)]
+    if worker_id is not None:
+        whose += [runs.c.owner < worker_id, runs.c.owner > worker_id]
+    found = [tx.conn.execute(soonest.where(one)).scalar() for one in whose]
+    return min((ms for ms in found if ms is not None), default=None)

@@ -1,0 +1,237 @@
+"""The tables. What an auditor may rely on is not here but in views.py.
+
+Sizes matter: a run that waits costs its row, its events and four index entries, under 2 KB in
+all. So nothing is stored twice: a run's input is event 1, its output the event `output_seq`,
+an approval's payload the event that asked. Times are milliseconds, amounts pico-USD, JSON is
+text that only Python reads (attributes excepted: lists filter by them).
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+SCHEMA_VERSION = 1
+
+METADATA = MetaData()
+Number = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER can be SQLite's rowid
+
+runs = Table(
+    "runs",
+    METADATA,
+    Column("pk", Number, primary_key=True, autoincrement=False),
+    Column("project", Text, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("workflow", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("wait", Text, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("queue", Text, nullable=False),
+    Column("tags", Text),  # JSON array; None = no tags
+    Column("attributes", Text),  # JSON object; None = no attributes
+    Column("created_at_ms", Number, nullable=False),
+    Column("updated_at_ms", Number, nullable=False),  # time of the last event: none is earlier
+    Column("ended_at_ms", Number),
+    Column("wake_at_ms", Number),
+    Column("next_seq", Number, nullable=False),
+    Column("applied_seq", Number, nullable=False),
+    Column("segment_seq", Number, nullable=False),  # seq of the last RunContinued, or 1
+    Column("epoch", Number, nullable=False),
+    Column("owner", Text),
+    Column("paused", Integer, nullable=False),
+    Column("cancel", Integer, nullable=False),  # a cancel message waits in the inbox
+    Column("kill_count", Integer, nullable=False),
+    Column("children", Integer, nullable=False),  # number of runs that it started
+    Column("ledger_count", Number, nullable=False),  # number of its attempts in the ledger
+    Column("last_batch_id", LargeBinary),
+    Column("last_answer", Text),  # what that batch was answered
+    Column("chain_hash", LargeBinary, nullable=False),  # hash of the last event
+    Column("output_seq", Number),  # seq of the terminal event
+    Column("parent_pk", Number),
+    Column("parent_key", Text),
+    Column("on_parent_end", Text),
+    UniqueConstraint("project", "id"),
+)
+Index(
+    "runs_wake",
+    runs.c.owner,
+    runs.c.wake_at_ms,
+    sqlite_where=runs.c.wake_at_ms.is_not(None),
+    postgresql_where=runs.c.wake_at_ms.is_not(None),
+)
+Index(
+    "runs_parent",
+    runs.c.parent_pk,
+    sqlite_where=runs.c.parent_pk.is_not(None),
+    postgresql_where=runs.c.parent_pk.is_not(None),
+)
+
+run_tags = Table(
+    "run_tags",
+    METADATA,
+    Column("tag", Text, nullable=False),
+    Column("run_pk", Number, nullable=False),
+    PrimaryKeyConstraint("tag", "run_pk"),
+    sqlite_with_rowid=False,
+)
+
+events = Table(
+    "events",
+    METADATA,
+    Column("run_pk", Number, nullable=False),
+    Column("seq", Number, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("time_ms", Number, nullable=False),
+    Column("actor", Text),
+    Column("key", Text),
+    Column("data", Text, nullable=False),
+    Column("body", LargeBinary),  # the payload's sealed body where it is small
+    Column("hash", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("run_pk", "seq"),
+    sqlite_with_rowid=False,
+)
+
+# With a rowid: bodies are large, and a row of a table without one spills from 1 KB on.
+bodies = Table(
+    "bodies",
+    METADATA,
+    Column("digest", LargeBinary, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+
+nodes = Table(
+    "nodes",
+    METADATA,
+    Column("id", LargeBinary, primary_key=True),
+    Column("parent", LargeBinary),
+    Column("digest", LargeBinary, nullable=False),
+    sqlite_with_rowid=False,
+)
+
+# Rows stay when they are done (without their payload), so that an id that is sent again after
+# a lost reply is still known.
+inbox = Table(
+    "inbox",
+    METADATA,
+    Column("row", Number, primary_key=True, autoincrement=True),
+    Column("run_pk", Number, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("actor", Text),
+    Column("received_at_ms", Number, nullable=False),
+    Column("data", Text),  # JSON object; None = empty
+    Column("payload", Text),  # JSON array as in events; None = no payload
+    Column("body", LargeBinary),
+    Column("done", Integer, nullable=False),
+    UniqueConstraint("run_pk", "id"),
+)
+Index(
+    "inbox_waiting",
+    inbox.c.run_pk,
+    sqlite_where=inbox.c.done == 0,
+    postgresql_where=inbox.c.done == 0,
+)
+
+approvals = Table(
+    "approvals",
+    METADATA,
+    Column("run_pk", Number, nullable=False),
+    Column("id", Text, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("question", Text, nullable=False),
+    Column("call_digest", Text, nullable=False),
+    Column("status", Text, nullable=False),
+    Column("used", Integer, nullable=False),
+    Column("requested_at_ms", Number, nullable=False),
+    Column("decided_by", Text),
+    Column("reason", Text, nullable=False),
+    Column("message_id", Text),  # the message that decided it
+    Column("seq", Number, nullable=False),  # the ApprovalRequested, which has the payload
+    PrimaryKeyConstraint("run_pk", "id"),
+    sqlite_with_rowid=False,
+)
+Index("approvals_id", approvals.c.id)
+Index(
+    "approvals_open",
+    approvals.c.requested_at_ms,
+    sqlite_where=approvals.c.status == "pending",
+    postgresql_where=approvals.c.status == "pending",
+)
+
+# Narrow, because totals read all of it; what only `explain` shows is in attempt_details.
+attempts = Table(
+    "attempts",
+    METADATA,
+    Column("run_pk", Number, nullable=False),
+    Column("n", Number, nullable=False),  # counts the run's attempts in the order of writing
+    Column("key", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("at_ms", Number, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("model", Text, nullable=False),  # as served, else as asked
+    Column("status", Text, nullable=False),
+    Column("cost_status", Text, nullable=False),
+    Column("amount_pico_usd", Number),  # sum of its lines; None = unknown
+    Column("input_tokens", Number),  # None = unknown usage
+    Column("output_tokens", Number),
+    Column("cache_read_tokens", Number),
+    PrimaryKeyConstraint("run_pk", "n"),
+    sqlite_with_rowid=False,
+)
+
+attempt_details = Table(
+    "attempt_details",
+    METADATA,
+    Column("run_pk", Number, nullable=False),
+    Column("n", Number, nullable=False),
+    Column("model_asked", Text, nullable=False),
+    Column("model_served", Text),
+    Column("request_id", Text),
+    Column("response_id", Text),
+    Column("tier", Text),
+    Column("latency_ms", Number, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("price_source", Text, nullable=False),
+    Column("price_version", Text, nullable=False),
+    Column("price_date", Text),
+    Column("price_reason", Text, nullable=False),
+    Column("usage", Text),  # JSON of the fields of Usage that are not zero; None = unknown
+    Column("raw_usage", Text, nullable=False),  # JSON as the provider wrote it
+    PrimaryKeyConstraint("run_pk", "n"),
+    sqlite_with_rowid=False,
+)
+
+cost_lines = Table(
+    "cost_lines",
+    METADATA,
+    Column("run_pk", Number, nullable=False),
+    Column("n", Number, nullable=False),
+    Column("line", Integer, nullable=False),
+    Column("unit", Text, nullable=False),
+    Column("quantity", Number, nullable=False),
+    Column("unit_price_usd", Text),  # exact decimal; None = unknown
+    Column("amount_pico_usd", Number),
+    Column("note", Text, nullable=False),
+    PrimaryKeyConstraint("run_pk", "n", "line"),
+    sqlite_with_rowid=False,
+)
+
+schema_table = Table(
+    "agentflow_schema",
+    METADATA,
+    Column("version", Integer, nullable=False),
+    Column("applied_at_ms", Number, nullable=False),
+)

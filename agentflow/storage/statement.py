@@ -1,0 +1,206 @@
+"""Core statements that run on the driver's cursor: compiled once, values as tuples.
+
+SQLAlchemy writes the SQL of each dialect; on the hot path its execution layer would cost more
+than SQLite itself, so there the text runs on the driver's cursor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Delete,
+    Insert,
+    Integer,
+    Select,
+    Table,
+    Text,
+    Update,
+    bindparam,
+    literal_column,
+)
+from sqlalchemy.engine.interfaces import Dialect as CoreDialect
+
+from agentflow.errors import StoreError
+
+Row = tuple[Any, ...]
+Statement = Select[Any] | Insert | Update | Delete
+IN_SIZES = (1, 8, 64, 256)  # few sizes, so that each statement is compiled and prepared once
+
+
+class Cursor(Protocol):
+    """What this package uses of a DB-API cursor."""
+
+    @property
+    def rowcount(self) -> int:
+        """Number of rows that the last statement changed."""
+        ...
+
+    def execute(self, sql: str, values: Sequence[Any] = ..., /) -> object:
+        """Run one statement."""
+        ...
+
+    def executemany(self, sql: str, rows: Sequence[Sequence[Any]], /) -> object:
+        """Run one statement for many rows."""
+        ...
+
+    def fetchall(self) -> Sequence[Any]:
+        """Return what is left of the result."""
+        ...
+
+
+class Speaker(Protocol):
+    """What compiling a statement needs to know of the database."""
+
+    @property
+    def core(self) -> CoreDialect:
+        """SQLAlchemy's dialect."""
+        ...
+
+    def insert_new(self, table: Table) -> Insert:
+        """Return an INSERT that leaves a row alone that exists."""
+        ...
+
+    def has_attribute(self, name: str, value: object) -> ColumnElement[bool]:
+        """Return the condition that a run's attribute *name* equals *value*."""
+        ...
+
+
+def const(value: str | int) -> ColumnElement[Any]:
+    """Return *value* as a literal of the SQL text; partial indexes are found by literals only.
+
+    Only for words and numbers of this package's own source.
+    """
+    if isinstance(value, int):
+        return literal_column(str(value), Integer)
+    if not value.isidentifier():
+        msg = f"{value!r} is not a plain word"
+        raise StoreError(msg)
+    return literal_column(f"'{value}'", Text)
+
+
+def consts(*values: str) -> list[ColumnElement[Any]]:
+    """Return *values* as literals, for IN."""
+    return [const(value) for value in values]
+
+
+class Hot:
+    """A statement whose values come as tuples, in the order of *names*.
+
+    Args:
+        make: Builds the statement for a database.
+        names: Names of its bound values, in the order in which the SQL has them.
+    """
+
+    __slots__ = ("_make", "_sql", "names")
+
+    def __init__(self, make: Callable[[Speaker], Statement], *names: str) -> None:
+        self._make = make
+        self.names = names
+        self._sql: dict[str, str] = {}
+
+    def sql(self, speaker: Speaker) -> str:
+        """Return the SQL text for *speaker*, compiled at the first use."""
+        core = speaker.core
+        found = self._sql.get(core.name)
+        if found is None:
+            found = self._sql[core.name] = self._compile(speaker)
+        return found
+
+    def _compile(self, speaker: Speaker) -> str:
+        statement = self._make(speaker)
+        keys = list(self.names) if isinstance(statement, Insert) else None
+        compiled = statement.compile(dialect=speaker.core, column_keys=keys)
+        order = tuple(getattr(compiled, "positiontup", None) or ())
+        if order != self.names:
+            msg = f"the statement binds {order}, its callers {self.names}"
+            raise StoreError(msg)
+        return str(compiled)
+
+
+def insert_rows(table: Table) -> Hot:
+    """Return an INSERT whose tuples have all columns of *table*, in their order."""
+    return Hot(lambda _: table.insert(), *table.columns.keys())
+
+
+def insert_new_rows(table: Table) -> Hot:
+    """Return the same, but rows whose key exists are left alone."""
+    return Hot(lambda speaker: speaker.insert_new(table), *table.columns.keys())
+
+
+Keys = list[BindParameter[Any]]
+
+
+class ByKeys:
+    """A SELECT … WHERE column IN (…), for any number of values.
+
+    Args:
+        make: Builds the statement around the bound values.
+        first: Names of further bound values, which the SQL has before the keys.
+    """
+
+    __slots__ = ("_hots",)
+
+    def __init__(self, make: Callable[[Keys], Select[Any]], *first: str) -> None:
+        self._hots = {size: _sized(make, size, first) for size in IN_SIZES}
+
+    def sized(self, count: int) -> tuple[int, Hot]:
+        """Return the smallest size that holds *count* values (or the largest) and its statement."""
+        size = next((s for s in IN_SIZES if s >= count), IN_SIZES[-1])
+        return size, self._hots[size]
+
+
+def _sized(make: Callable[[Keys], Select[Any]], size: int, first: tuple[str, ...]) -> Hot:
+    names = [f"in_{i}" for i in range(size)]
+    return Hot(lambda _: make([bindparam(n) for n in names]), *first, *names)
+
+
+class Tx:
+    """One open transaction (or a reader's snapshot).
+
+    Attributes:
+        conn: SQLAlchemy's connection, for statements that are not hot.
+        now_ms: The time at which the transaction began; all its rows agree on it.
+        news: Whether something was written that another part of the program waits for.
+    """
+
+    __slots__ = ("conn", "cursor", "dialect", "news", "now_ms")
+
+    def __init__(self, conn: Connection, cursor: Cursor, dialect: Speaker, now_ms: int) -> None:
+        self.conn = conn
+        self.cursor = cursor
+        self.dialect = dialect
+        self.now_ms = now_ms
+        self.news = False
+
+    def run(self, hot: Hot, *values: Any) -> int:
+        """Execute a change and return the number of rows that it changed."""
+        self.cursor.execute(hot.sql(self.dialect), values)
+        return self.cursor.rowcount
+
+    def many(self, hot: Hot, rows: Sequence[Row]) -> int:
+        """Execute a change for each of *rows* and return how many rows changed in all."""
+        if not rows:
+            return 0
+        self.cursor.executemany(hot.sql(self.dialect), rows)
+        return self.cursor.rowcount
+
+    def rows(self, hot: Hot, *values: Any) -> list[Row]:
+        """Return all rows of a SELECT."""
+        self.cursor.execute(hot.sql(self.dialect), values)
+        return list(self.cursor.fetchall())
+
+    def by_keys(self, statement: ByKeys, keys: Sequence[Any], *first: Any) -> list[Row]:
+        """Return the rows of *statement* for all *keys*."""
+        found: list[Row] = []
+        largest = IN_SIZES[-1]
+        for at in range(0, len(keys), largest):
+            chunk = keys[at : at + largest]
+            size, hot = statement.sized(len(chunk))
+            padding = (None,) * (size - len(chunk))  # NULL is equal to nothing
+            found += self.rows(hot, *first, *chunk, *padding)
+        return found

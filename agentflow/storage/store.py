@@ -1,0 +1,218 @@
+"""The store: each verb of the protocol, handed to the module that has it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from sqlalchemy import Connection
+
+from agentflow.clock import Clock, SystemClock
+from agentflow.codec import MessageNode, Parts
+from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
+from agentflow.protocols import (
+    Append,
+    Appended,
+    Approval,
+    Claimed,
+    InboxRow,
+    Message,
+    NewRun,
+    RunFilter,
+    RunRow,
+    StoredHistory,
+)
+from agentflow.storage import append, approvals, history, inbox, ledger, payloads, runs
+from agentflow.storage.database import Database, each
+from agentflow.storage.dialect import Dialect, Faults
+from agentflow.storage.migrations import current_version, migrate
+from agentflow.storage.plan import encode
+from agentflow.storage.schema import SCHEMA_VERSION
+
+SEND = each(inbox.send)
+DECIDE = each(approvals.decide)
+CLAIM = each(runs.claim)
+RELEASE = each(runs.release)
+WAKE_PARKED = each(runs.wake_parked)
+
+
+class SqlStore:
+    """A `Store` in a SQL database.
+
+    Args:
+        dialect: The database; `SqlStore.sqlite` makes one.
+        clock: Where the store takes the time of rows from.
+        faults: Lets tests make commits fail.
+    """
+
+    def __init__(
+        self, dialect: Dialect, *, clock: Clock | None = None, faults: Faults | None = None
+    ) -> None:
+        self._clock = clock or SystemClock()
+        self._dialect = dialect
+        self._db = Database(dialect, self._clock, faults or Faults())
+        self._worker_id: str | None = None
+
+    @classmethod
+    def sqlite(
+        cls,
+        url: str = "sqlite://",
+        *,
+        durability: Literal["full", "process"] = "full",
+        clock: Clock | None = None,
+        faults: Faults | None = None,
+    ) -> SqlStore:
+        """Return a store in a SQLite file (``sqlite:///FILE``) or in memory (``sqlite://``).
+
+        Args:
+            url: SQLAlchemy's form of the file's name.
+            durability: ``full`` survives a power cut; ``process`` only the process's death,
+                and saves the fsync of each commit.
+            clock: Where the store takes the time of rows from.
+            faults: Lets tests make commits fail.
+        """
+        module = importlib.import_module("agentflow.storage.dialects.sqlite")
+        return cls(module.SqliteDialect(url, durability=durability), clock=clock, faults=faults)
+
+    # -- the database
+
+    async def open(self) -> None:
+        """Connect, create or migrate the database, and start the threads."""
+        await self._db.open(self._prepare)
+
+    def _prepare(self, conn: Connection) -> None:
+        if current_version(conn) == SCHEMA_VERSION:
+            return
+        conn.exec_driver_sql(self._dialect.begin_write)
+        try:
+            migrate(conn, view=self._dialect.view, now_ms=self._clock.now_ms())
+        except BaseException:
+            conn.exec_driver_sql("ROLLBACK")
+            raise
+        conn.exec_driver_sql("COMMIT")
+
+    async def close(self) -> None:
+        """Finish what is queued and disconnect."""
+        await self._db.close()
+
+    async def try_own(self, worker_id: str) -> bool:
+        """Become the worker of this database; False where another process is."""
+        if not self._dialect.try_own(worker_id):
+            return False
+        self._worker_id = worker_id
+        await self._db.own()
+        return True
+
+    def on_change(self, wake: Callable[[], None]) -> None:
+        """Call *wake* (from any thread) soon after messages or runs were written."""
+        self._db.on_change(wake)
+
+    # -- verbs of the client
+
+    async def start(self, new: Sequence[NewRun]) -> list[tuple[RunRow, bool]]:
+        """Insert runs; per run its row and whether it is new (an existing id is returned)."""
+        rows = await self._db.write(runs.start, new)
+        for run in new:
+            committed(run.parts)
+        return rows
+
+    async def send(self, project: str, run_id: str, message: Message) -> None:
+        """Put a message into a run's inbox."""
+        await self._db.write(SEND, inbox.Sending(project, run_id, message))
+        committed(message.parts)
+
+    async def decide(self, project: str, approval_id: str, message: Message) -> Approval:
+        """Decide a pending approval and tell its run, in one transaction."""
+        wanted = approvals.Decision(project, approval_id, message)
+        decided = await self._db.write(DECIDE, wanted)
+        committed(message.parts)
+        return decided
+
+    async def get_run(self, project: str, run_id: str) -> RunRow:
+        """Return a run by id, unique prefix (6 characters or more) or ``@last``."""
+        return await self._db.read(lambda tx: runs.by_name(tx, project, run_id))
+
+    async def get_runs(self, run_pks: Sequence[int]) -> list[RunRow]:
+        """Return the rows of these runs."""
+        return await self._db.read(lambda tx: runs.rows_by_pk(tx, run_pks))
+
+    async def list_runs(self, wanted: RunFilter) -> list[RunRow]:
+        """Return runs, newest first."""
+        return await self._db.read(lambda tx: runs.listed(tx, wanted))
+
+    async def list_approvals(
+        self, project: str | None, *, run_id: str | None = None, pending_only: bool = True
+    ) -> list[Approval]:
+        """Return approvals, oldest first."""
+        return await self._db.read(
+            lambda tx: approvals.listed(tx, project, run_id=run_id, pending_only=pending_only)
+        )
+
+    async def history(self, run_pk: int, *, whole: bool = False) -> StoredHistory:
+        """Return a run's history for replay, or the whole of it with every body."""
+        return await self._db.read(lambda tx: history.read(tx, run_pk, whole=whole))
+
+    async def bodies(self, digests: Sequence[bytes]) -> dict[bytes, bytes]:
+        """Return sealed bodies by digest; missing ones are left out."""
+        return await self._db.read(lambda tx: payloads.read_bodies(tx, digests))
+
+    def chain(self, head: bytes, count: int) -> list[tuple[MessageNode, bytes]]:
+        """Return message nodes with bodies, oldest first; blocks for a short read."""
+        return self._db.read_now(lambda tx: payloads.read_chain(tx, head, count))
+
+    def body(self, digest: bytes) -> bytes | None:
+        """Return one sealed body; blocks for a short read."""
+        return self._db.read_now(lambda tx: payloads.read_bodies(tx, [digest])).get(digest)
+
+    async def cost(self, query: CostQuery) -> list[CostGroup]:
+        """Return the ledger summed by group, the dearest first."""
+        return await self._db.read(lambda tx: ledger.cost(tx, query))
+
+    async def ledger(self, project: str, run_id: str) -> list[LedgerRow]:
+        """Return every attempt of a run with its cost lines, in the order they were written."""
+        return await self._db.read(lambda tx: ledger.explained(tx, project, run_id))
+
+    # -- verbs of the worker
+
+    async def claim(
+        self,
+        worker_id: str,
+        *,
+        now_ms: int,
+        limit: int,
+        workflows: Sequence[str] | None = None,
+    ) -> list[Claimed]:
+        """Take runs that want attention: due, free or left by a dead owner; oldest first."""
+        return await self._db.write(CLAIM, runs.Claiming(worker_id, now_ms, limit, workflows))
+
+    async def release(self, worker_id: str, run_pks: Sequence[int]) -> None:
+        """Let go of runs without a trace in their history (shutdown)."""
+        await self._db.write(RELEASE, runs.Releasing(worker_id, run_pks))
+
+    async def wake_parked(self, statuses: Sequence[str]) -> int:
+        """Let parked runs of these statuses be claimed once more; return their number."""
+        return await self._db.write(WAKE_PARKED, statuses)
+
+    async def append(self, batch: Append) -> Appended:
+        """Write one activation, fenced."""
+        answer = await self._db.write(append.append, encode(batch))
+        if not answer.inbox_first:
+            committed(batch.parts)
+            for child in batch.children:
+                committed(child.parts)
+        return answer
+
+    async def inbox(self, run_pks: Sequence[int]) -> list[InboxRow]:
+        """Return the messages of these runs, oldest first."""
+        return await self._db.read(lambda tx: inbox.waiting(tx, run_pks))
+
+    async def next_wake_ms(self) -> int | None:
+        """Return when the next run that this worker does not own wants attention, or None."""
+        return await self._db.read(lambda tx: runs.next_wake_ms(tx, self._worker_id))
+
+
+def committed(parts: Parts) -> None:
+    """Tell the makers of *parts* that the store has them."""
+    for mark in parts.on_commit:
+        mark()

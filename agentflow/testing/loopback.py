@@ -1,0 +1,416 @@
+"""A model vendor on 127.0.0.1 that speaks OpenAI's and Anthropic's formats, counts, and fails.
+
+In a test:
+
+>>> with LoopbackServer([Answer(text="hello")]) as server:
+...     server.url.startswith("http://127.0.0.1:"), server.requests
+(True, [])
+
+As a process of its own, which outlives the one under test:
+``python -m agentflow.testing.loopback --port 0 --script turns.json`` prints its address. The
+script is ``{"turns": [{"text": "…"}, {"calls": [["search", {"query": "…"}]]}]}``, read at the
+number of answers that the conversation already has, or ``{"rules": [{"match": "words of the
+prompt", "turns": […]}, …]}``. A turn's ``"faults": [{"status": 500}, null]`` meet the first,
+second … time that exactly this request is sent.
+
+Only the standard library, so that demos need no test dependency.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import select
+import signal
+import socket
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import parse_qs, urlsplit
+
+from agentflow.testing.wire_formats import (
+    PATHS,
+    Answer,
+    Fault,
+    Seen,
+    error_body,
+    events,
+    whole,
+)
+
+__all__ = ["Answer", "Fault", "LoopbackServer", "Record", "Script", "Seen", "load_script"]
+
+Reply = Answer | Fault | str
+Script = Sequence[Reply] | Callable[[Seen], Reply]
+
+_HOST = "127.0.0.1"
+_LATE = 0.8  # an event is broken behind its name, within its data
+_MIDDLE = 0.5  # a disconnect in the middle comes after half of the bytes or events
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """A POST that the server has seen.
+
+    Attributes:
+        number: From 1, in the order of arrival.
+        path: Where it went.
+        model: Model asked for.
+        stream: Whether it asked for a stream.
+        turns: How many answers its conversation held.
+        repeat: How often exactly this body was seen before, from 0.
+        key: Its idempotency key.
+        test_id: Its ``X-Test-Id`` header.
+        outcome: ``pending``, ``answered``, ``aborted`` (the client went away) or ``fault …``.
+        body: Its JSON.
+    """
+
+    number: int
+    path: str
+    model: str = ""
+    stream: bool = False
+    turns: int = 0
+    repeat: int = 0
+    key: str = ""
+    test_id: str = ""
+    outcome: str = "pending"
+    body: dict[str, Any]
+
+
+class LoopbackServer:
+    """The server, in threads of this process.
+
+    Args:
+        script: Answers by the number of answers in the conversation, or a function of the
+            request. A string is a text answer.
+        port: TCP port; 0 takes a free one.
+    """
+
+    def __init__(self, script: Script = (), *, port: int = 0) -> None:
+        self.script = script
+        self.stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._records: list[Record] = []
+        self._seen: Counter[str] = Counter()
+        self._server = _Server((_HOST, port), _Handler)
+        self._server.loopback = self
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.01,), name="loopback", daemon=True
+        )
+
+    @property
+    def url(self) -> str:
+        """Its address; Anthropic's SDK takes it as it is."""
+        return f"http://{_HOST}:{self._server.server_address[1]}"
+
+    @property
+    def openai_url(self) -> str:
+        """Its address as OpenAI's SDK takes it."""
+        return f"{self.url}/v1"
+
+    @property
+    def requests(self) -> list[Record]:
+        """Every POST so far, killed and aborted ones too."""
+        with self._lock:
+            return list(self._records)
+
+    def start(self) -> Self:
+        """Serve from now on."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Stop serving; requests that wait are let go."""
+        self.stopping.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def __enter__(self) -> Self:
+        """Start."""
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop."""
+        self.stop()
+
+    def record(self, path: str, body: dict[str, Any], headers: Mapping[str, str]) -> Record:
+        """Count a request, before anything is answered."""
+        plain = f"{path}\n{json.dumps(body, sort_keys=True)}"
+        with self._lock:
+            made = Record(
+                number=len(self._records) + 1,
+                path=path,
+                model=str(body.get("model", "")),
+                stream=bool(body.get("stream")),
+                repeat=self._seen[plain],
+                key=headers.get("idempotency-key", ""),
+                test_id=headers.get("x-test-id", ""),
+                body=body,
+            )
+            self._seen[plain] += 1
+            self._records.append(made)
+        return made
+
+    def reset(self) -> None:
+        """Forget all requests."""
+        with self._lock:
+            self._records.clear()
+            self._seen.clear()
+
+    def reply(self, seen: Seen) -> Answer:
+        """Return what the script says to a request."""
+        script = self.script
+        if callable(script):
+            return _answer(script(seen))
+        if seen.turns < len(script):
+            return _answer(script[seen.turns])
+        message = f"the script has {len(script)} turns, number {seen.turns + 1} was asked"
+        return Answer(fault=Fault(status=400, body={"error": {"message": message}}))
+
+
+def _answer(reply: Reply) -> Answer:
+    if isinstance(reply, str):
+        return Answer(text=reply)
+    return Answer(fault=reply) if isinstance(reply, Fault) else reply
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    loopback: LoopbackServer
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that went away; other errors are bugs and shown."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: _Server
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 -- the base's name
+        """Say nothing: requests are counted instead."""
+
+    def do_GET(self) -> None:
+        """Answer what was counted: `/__requests`, filtered by `?key=` or `?test_id=`."""
+        where = urlsplit(self.path)
+        if where.path != "/__requests":
+            self._json(404, {"error": {"message": f"nothing at {where.path}"}})
+            return
+        wanted = {k: v[0] for k, v in parse_qs(where.query).items()}
+        found = [
+            r
+            for r in self.server.loopback.requests
+            if all(getattr(r, k, None) == v for k, v in wanted.items())
+        ]
+        self._json(200, {"count": len(found), "requests": [_plain(r) for r in found]})
+
+    def do_POST(self) -> None:
+        """Count, and answer as the script says."""
+        path = urlsplit(self.path).path
+        api = PATHS.get(path)
+        raw = self.rfile.read(int(self.headers.get("content-length", 0)))
+        if path == "/__reset":
+            self.server.loopback.reset()
+            self._json(200, {})
+            return
+        if api is None:
+            self._json(404, {"error": {"message": f"nothing at {path}"}})
+            return
+        headers = {k.lower(): v for k, v in self.headers.items()}
+        try:
+            body = json.loads(raw)
+        except ValueError:  # killed while it was sending
+            self.server.loopback.record(path, {}, headers).outcome = "aborted"
+            self.close_connection = True
+            return
+        record = self.server.loopback.record(path, body, headers)
+        seen = Seen(api=api, body=body, headers=headers, repeat=record.repeat, number=record.number)
+        record.turns = seen.turns
+        self._serve(seen, record)
+
+    def _serve(self, seen: Seen, record: Record) -> None:
+        answer = self.server.loopback.reply(seen)
+        fault = answer.fault or Fault()
+        try:
+            if fault.delay_seconds and self._wait(fault.delay_seconds):
+                raise ConnectionAbortedError
+            self._send(seen, answer, fault, record)
+        except (ConnectionError, TimeoutError):
+            record.outcome = "aborted"
+            self.close_connection = True
+            return
+        if record.outcome == "pending":
+            record.outcome = "answered"
+
+    def _send(self, seen: Seen, answer: Answer, fault: Fault, record: Record) -> None:
+        if fault.status is not None:
+            record.outcome = f"fault {fault.status}"
+            body = error_body(seen.api, fault.status) if fault.body is None else fault.body
+            self._json(fault.status, body, fault.headers)
+        elif fault.disconnect == "before":
+            record.outcome = "fault disconnect"
+            self._hang_up()
+        elif seen.stream:
+            self._stream(seen, answer, fault, record)
+        else:
+            self._whole(seen, answer, fault, record)
+
+    def _whole(self, seen: Seen, answer: Answer, fault: Fault, record: Record) -> None:
+        body = json.dumps(whole(seen, answer)).encode()
+        half = body[: int(len(body) * _MIDDLE)]
+        if fault.malformed:
+            record.outcome = "fault malformed"
+            body = half
+        self._head(200, "application/json", len(body))
+        if fault.disconnect == "middle":
+            record.outcome = "fault disconnect"
+            self.wfile.write(half)
+            self._hang_up()
+        else:
+            self.wfile.write(body)
+
+    def _stream(self, seen: Seen, answer: Answer, fault: Fault, record: Record) -> None:
+        self._head(200, "text/event-stream", None)
+        lines = list(_sse(seen, answer))
+        if fault.malformed:
+            record.outcome = "fault malformed"
+            broken = lines[len(lines) // 2]
+            lines[len(lines) // 2] = broken[: int(len(broken) * _LATE)] + b"\n\n"
+        if fault.disconnect or fault.truncate:
+            record.outcome = "fault disconnect" if fault.disconnect else "fault truncate"
+            lines = lines[: max(1, int(len(lines) * _MIDDLE))]
+        for line in lines:
+            if fault.pause_seconds and self._wait(fault.pause_seconds):
+                raise ConnectionAbortedError
+            self._chunk(line)
+        if fault.disconnect:
+            self._hang_up()
+        else:
+            self._chunk(b"")
+
+    def _json(self, status: int, body: object, headers: Mapping[str, str] | None = None) -> None:
+        text = body if isinstance(body, str) else json.dumps(body)
+        kind = "text/html" if isinstance(body, str) else "application/json"
+        self._head(status, kind, len(text.encode()), headers)
+        self.wfile.write(text.encode())
+
+    def _head(
+        self, status: int, kind: str, length: int | None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.send_header("x-request-id", "req_loopback")
+        self.send_header("request-id", "req_loopback")
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        if length is None:
+            self.send_header("transfer-encoding", "chunked")
+        else:
+            self.send_header("content-length", str(length))
+        self.end_headers()
+        self.wfile.flush()
+
+    def _chunk(self, data: bytes) -> None:
+        if self._gone():
+            raise ConnectionAbortedError
+        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
+        self.wfile.flush()
+
+    def _wait(self, seconds: float) -> bool:
+        """Wait; return whether the client went away, or the server stops."""
+        stopping = self.server.loopback.stopping
+        for _ in range(max(1, int(seconds / 0.02))):
+            if stopping.wait(min(0.02, seconds)) or self._gone():
+                return True
+        return False
+
+    def _gone(self) -> bool:
+        readable, _, _ = select.select([self.connection], [], [], 0)
+        if not readable:
+            return False
+        try:
+            return not self.connection.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return True
+
+    def _hang_up(self) -> None:
+        """Close without a word, as a crashed server does."""
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+
+def _sse(seen: Seen, answer: Answer) -> Iterator[bytes]:
+    for name, data in events(seen, answer):
+        head = f"event: {name}\n" if name else ""
+        yield f"{head}data: {json.dumps(data)}\n\n".encode()
+    if seen.api == "chat":
+        yield b"data: [DONE]\n\n"
+
+
+def _plain(record: Record) -> dict[str, Any]:
+    return {f.name: getattr(record, f.name) for f in fields(record) if f.name != "body"}
+
+
+def load_script(source: Mapping[str, Any]) -> Callable[[Seen], Reply]:
+    """Return a script from its JSON form; see the head of this module."""
+    rules = [(str(r.get("match", "")), r["turns"]) for r in source.get("rules", [])]
+    rules.append(("", source.get("turns", [])))
+
+    def reply(seen: Seen) -> Reply:
+        turns = next(turns for match, turns in rules if match in seen.text)
+        if seen.turns >= len(turns):
+            message = f"the script has no turn {seen.turns + 1}"
+            return Fault(status=400, body={"error": {"message": message}})
+        spec = dict(turns[seen.turns])
+        faults = spec.pop("faults", [])
+        spec["calls"] = tuple((name, arguments) for name, arguments in spec.get("calls", []))
+        answer = Answer(**spec)
+        fault = faults[seen.repeat] if seen.repeat < len(faults) else None
+        return replace(answer, fault=Fault(**fault)) if fault else answer
+
+    return reply
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until SIGTERM, SIGINT, or (with ``--with-stdin``) the end of standard input."""
+    parser = argparse.ArgumentParser(description="A model vendor on 127.0.0.1.")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--script", type=Path, help="JSON file; without it, every answer is 'ok'")
+    parser.add_argument("--with-stdin", action="store_true", help="end when standard input does")
+    chosen = parser.parse_args(arguments)
+    script: Script = lambda _: "ok"  # noqa: E731 -- one word
+    if chosen.script:
+        script = load_script(json.loads(chosen.script.read_text(encoding="utf-8")))
+    server = LoopbackServer(script, port=chosen.port).start()
+    ended = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: ended.set())
+    if chosen.with_stdin:
+        threading.Thread(target=_follow_stdin, args=(ended,), daemon=True).start()
+    sys.stdout.write(f"{server.url}\n")
+    sys.stdout.flush()
+    ended.wait()
+    server.stop()
+
+
+def _follow_stdin(ended: threading.Event) -> None:
+    sys.stdin.read()
+    ended.set()
+
+
+if __name__ == "__main__":
+    main()

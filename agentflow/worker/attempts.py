@@ -1,0 +1,353 @@
+"""One attempt of an activity: decode, run, time out, encode; every end becomes an `Arrival`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Protocol
+
+from agentflow import ids
+from agentflow.codec import Bodies, Codec, Parts
+from agentflow.clock import Clock
+from agentflow.engine.calls import Call
+from agentflow.engine.commands import Arrival, StartAttempt
+from agentflow.engine.definitions import Activity, ActivityContext, ActivityOptions
+from agentflow.errors import (
+    ActivityTimeoutError,
+    NonRetryableError,
+    PayloadError,
+    ProviderError,
+    RetryLater,
+    UsageError,
+)
+from agentflow.history import events as ev
+from agentflow.history.failure import Failure, failure_of
+from agentflow.ledger.entries import AttemptRecord
+from agentflow.llm.stream import Delta, StreamItem
+from agentflow.protocols import LedgerWrite
+from agentflow.retry import delay_seconds
+from agentflow.sync_point import sync_point
+
+# Sync activities that block must not starve one another: more threads than asyncio's default.
+_THREADS = 64
+
+
+class Draws(Protocol):
+    """Where jitter comes from."""
+
+    def random(self) -> float:
+        """Return a float in [0, 1)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunScope:
+    """What an attempt knows of its run."""
+
+    project: str
+    run_id: str
+    epoch: int
+    tags: tuple[str, ...]
+
+
+@dataclass(slots=True, kw_only=True)
+class AttemptHouse:
+    """What attempts share in one worker.
+
+    Attributes:
+        codec: Encodes results.
+        bodies: Looks arguments up.
+        clock: Tells the time.
+        draws: Jitter of retries.
+        resources: What the user gave to `agentflow.open(resources=…)`.
+        on_item: Where stream items go, or None while nobody watches.
+    """
+
+    codec: Codec
+    bodies: Bodies
+    clock: Clock
+    draws: Draws
+    resources: Mapping[str, Any]
+    on_item: Callable[[str, StreamItem], None] | None = None
+    is_watched: Callable[[str], bool] = lambda _: False
+    _pool: ThreadPoolExecutor | None = field(default=None)
+
+    @property
+    def pool(self) -> ThreadPoolExecutor:
+        """Our own threads, made when the first sync activity runs."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="agentflow-activity")
+        return self._pool
+
+    def close(self) -> None:
+        """Let go of the threads without waiting for those that never return."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class Attempt:
+    """One attempt in flight.
+
+    Attributes:
+        call: The call that it is for.
+        number: From 1.
+    """
+
+    def __init__(
+        self,
+        house: AttemptHouse,
+        command: StartAttempt,
+        scope: RunScope,
+        deliver: Callable[[Arrival], None],
+    ) -> None:
+        self.call: Call = command.call
+        self.number = command.attempt
+        self._house = house
+        self._scope = scope
+        self._deliver = deliver
+        self._granted = command.granted
+        self._records: list[AttemptRecord] = []
+        self._offset = 0
+        self._beat_at = 0.0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.context = self._make_context()
+
+    async def run(self) -> None:
+        """Run the attempt and deliver its outcome; nothing is delivered on shutdown."""
+        activity = self._activity()
+        try:
+            sync_point("activity.before_call")
+            result = await self._timed(activity, self.arguments(activity))
+            sync_point("activity.after_call")
+            arrival = self.completed(activity, result)
+        except asyncio.CancelledError:
+            if not self.call.cancel_recorded:
+                raise  # shutdown: no outcome is known; the next worker flags the doubt
+            arrival = Arrival(event=ev.ActivityCancelled(key=self.call.key, attempt=self.number))
+        except Exception as error:  # noqa: BLE001 -- every failure is data
+            arrival = self._failed(activity.options, error)
+        arrival.ledger = self._ledger()
+        self._deliver(arrival)
+
+    def _activity(self) -> Activity[..., Any]:
+        asked = self.call.activity_call
+        assert asked is not None  # noqa: S101 -- only asked calls are started
+        return asked.activity
+
+    def _make_context(self) -> ActivityContext:
+        scope, call = self._scope, self.call
+        watched = self._house.on_item is not None and self._house.is_watched(scope.run_id)
+        return ActivityContext(
+            run_id=scope.run_id,
+            project=scope.project,
+            key=call.key,
+            attempt=self.number,
+            idempotency_key=ids.idempotency_key(scope.project, scope.run_id, call.key),
+            fencing_token=scope.epoch,
+            resources=self._house.resources,
+            tags=scope.tags,
+            label=call.activity_call.label if call.activity_call else "",
+            on_heartbeat=self._beat,
+            on_record=self._record,
+            on_item=self._item if watched else None,
+            on_ref=self._ref,
+        )
+
+    def arguments(self, activity: Activity[..., Any]) -> dict[str, Any]:
+        """Return the call's arguments, decoded, as its approver may have edited them."""
+        payload = self.call.edited or self.call.payload
+        if payload is None:
+            return {}
+        what = f"{activity.name}() argument"
+        house = self._house
+        return house.codec.decode_fields(payload, activity.annotations, house.bodies, what=what)
+
+    async def _timed(self, activity: Activity[..., Any], values: dict[str, Any]) -> Any:
+        options = activity.options
+        left = self._time_left(options)
+        if left is None and options.heartbeat is None:
+            return await self._call(activity, values)
+        work = asyncio.ensure_future(self._call(activity, values))
+        self._loop = asyncio.get_running_loop()
+        self._beat_at = started = self._loop.time()
+        try:
+            await self._watch(work, started, left, options.heartbeat)
+        except BaseException:
+            work.cancel()
+            raise
+        return work.result()
+
+    def _time_left(self, options: ActivityOptions) -> timedelta | None:
+        left = options.timeout
+        if options.total_timeout is not None:
+            used = timedelta(milliseconds=self._house.clock.now_ms() - self.call.scheduled_at_ms)
+            rest = max(options.total_timeout - used, timedelta(0))
+            left = rest if left is None else min(left, rest)
+        return left
+
+    async def _watch(
+        self,
+        work: asyncio.Future[Any],
+        started: float,
+        left: timedelta | None,
+        heartbeat: timedelta | None,
+    ) -> None:
+        """Wait for *work*, or raise ActivityTimeoutError when its time or its silence is over."""
+        loop = asyncio.get_running_loop()
+        while not work.done():
+            ends = []
+            if left is not None:
+                ends.append((started + left.total_seconds(), f"ran longer than {left}"))
+            if heartbeat is not None:
+                silent = f"sent no heartbeat for {heartbeat}"
+                ends.append((self._beat_at + heartbeat.total_seconds(), silent))
+            end, why = min(ends)
+            if loop.time() >= end:
+                msg = f"{self.call.name} attempt {self.number} {why}"
+                hint = "Raise the timeout of the activity, or make it faster."
+                raise ActivityTimeoutError(msg, hint=hint)
+            await asyncio.wait({work}, timeout=end - loop.time())
+
+    async def _call(self, activity: Activity[..., Any], values: dict[str, Any]) -> Any:
+        args, kwargs = activity.call_arguments(values)
+        kwargs.update(dict.fromkeys(activity.context_names, self.context))
+        if activity.is_async:
+            return await activity.fn(*args, **kwargs)
+        work = functools.partial(contextvars.copy_context().run, activity.fn, *args, **kwargs)
+        future = asyncio.get_running_loop().run_in_executor(self._house.pool, work)
+        result = await _to_the_end(future)
+        return await result if inspect.isawaitable(result) else result
+
+    def completed(self, activity: Activity[..., Any], result: Any) -> Arrival:
+        """Return the outcome of an attempt that returned *result*."""
+        what = f"{activity.name}() result"
+        codec, parts = self._house.codec, Parts()
+        payload = codec.encode(result, activity.returns, parts, what=what)
+        # Read it back before it is recorded: a value that cannot be read would wedge the run.
+        value = codec.decode(payload, activity.returns, _Fresh(parts, self._house.bodies), what=what)
+        event = ev.ActivityCompleted(key=self.call.key, payload=payload, attempt=self.number)
+        return Arrival(event=event, value=value, has_value=True, parts=parts)
+
+    def _failed(self, options: ActivityOptions, error: Exception) -> Arrival:
+        parts = Parts()
+        failure = failure_of(error)
+        payload = self._house.codec.encode(failure, Failure, parts, what="failure")
+        event = ev.ActivityFailed(
+            key=self.call.key,
+            payload=payload,
+            attempt=self.number,
+            retry_at_ms=self._retry_at_ms(options, error),
+        )
+        return Arrival(event=event, parts=parts)
+
+    def _retry_at_ms(self, options: ActivityOptions, error: Exception) -> int | None:
+        if isinstance(error, (NonRetryableError, PayloadError, UsageError)):
+            return None
+        if isinstance(error, ProviderError) and not error.retryable:
+            return None
+        names = {cls.__name__ for cls in type(error).__mro__}
+        if names & set(options.retry.non_retryable):
+            return None
+        at_least = error.after_seconds if isinstance(error, RetryLater) else None
+        if isinstance(error, ProviderError):
+            at_least = error.retry_after_seconds
+        wait = delay_seconds(
+            options.retry,
+            attempt=self.number - self.call.attempt_base,
+            draw=self._house.draws.random(),
+            at_least_seconds=at_least,
+        )
+        if wait is None:
+            return None
+        at_ms = self._house.clock.now_ms() + int(wait * 1000)
+        if options.total_timeout is not None:
+            last = self.call.scheduled_at_ms + int(options.total_timeout.total_seconds() * 1000)
+            if at_ms >= last:
+                return None
+        return at_ms
+
+    def _ledger(self) -> list[LedgerWrite]:
+        now = self._house.clock.now_ms()
+        return [
+            LedgerWrite(key=self.call.key, attempt=self.number, at_ms=now, record=record)
+            for record in self._records
+        ]
+
+    # -- what the activity may say while it runs
+    def _beat(self) -> None:
+        if self._loop is not None:  # time() is the monotonic clock: safe from a thread
+            self._beat_at = self._loop.time()
+
+    def _record(self, entry: object) -> None:
+        if not isinstance(entry, AttemptRecord):
+            msg = f"record() takes an AttemptRecord, not a {type(entry).__name__}"
+            raise UsageError(msg)
+        self._records.append(entry)
+
+    def _item(self, item: object) -> None:
+        publish = self._house.on_item
+        if publish is None:
+            return
+        delta = item if isinstance(item, Delta) else Delta(text=str(item))
+        if self._offset == 0 and self.number > 1:
+            reset = StreamItem(key=self.call.key, attempt=self.number, offset=0, reset=True)
+            publish(self._scope.run_id, reset)
+        publish(
+            self._scope.run_id,
+            StreamItem(key=self.call.key, attempt=self.number, offset=self._offset, delta=delta),
+        )
+        self._offset += 1
+        sync_point("stream.after_delta")
+
+    def _ref(self, ref: str) -> None:
+        event = ev.ActivityProgressed(key=self.call.key, attempt=self.number, provider_ref=ref)
+        self._deliver(Arrival(event=event))
+
+
+class _Fresh:
+    """Bodies of a value that is not stored yet, then those of the store."""
+
+    def __init__(self, parts: Parts, stored: Bodies) -> None:
+        self._parts = parts
+        self._stored = stored
+
+    def body(self, digest: bytes) -> bytes | None:
+        """Return a sealed body."""
+        return self._parts.bodies.get(digest) or self._stored.body(digest)
+
+    def chain(self, head: bytes, count: int) -> list[Any]:
+        """Return chain nodes, those of this value first."""
+        nodes: list[Any] = []
+        current: bytes | None = head
+        while current is not None and len(nodes) < count and current in self._parts.nodes:
+            node = self._parts.nodes[current]
+            nodes.append((node, self._parts.bodies[node.digest]))
+            current = node.parent
+        if current is not None and len(nodes) < count:
+            nodes.extend(reversed(self._stored.chain(current, count - len(nodes))))
+        return nodes[::-1]
+
+
+async def _to_the_end(future: asyncio.Future[Any]) -> Any:
+    """Wait for a thread's result; a cancellation is kept until the thread has come back.
+
+    A thread cannot be stopped: to say "cancelled" while it still acts would be a lie in the log.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError as e:
+            if cancelled is not None:
+                raise
+            cancelled = e
+    if cancelled is not None and future.exception() is not None:
+        raise cancelled
+    return future.result()
+

@@ -1,0 +1,50 @@
+"""Ask the outside world what happened to a doubtful attempt."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+from agentflow.codec import Parts
+from agentflow.engine.commands import Arrival, Reconcile, StartAttempt
+from agentflow.history import events as ev
+from agentflow.history.failure import Failure, failure_of
+from agentflow.worker.attempts import Attempt, AttemptHouse, RunScope
+
+
+async def reconcile(
+    command: Reconcile,
+    house: AttemptHouse,
+    scope: RunScope,
+    deliver: Callable[[Arrival], None],
+    again: Callable[[Reconcile], None],
+) -> None:
+    """Call the activity's `reconcile` with the call's arguments and deliver what it says.
+
+    It returns the result where the call happened, and raises `LookupError` where it did not: then
+    the call runs again. Any other exception fails the call.
+    """
+    call = command.call
+    asked = call.activity_call
+    assert asked is not None  # noqa: S101 -- only asked calls have a policy
+    activity = asked.activity
+    ask = activity.options.reconcile
+    assert ask is not None  # noqa: S101 -- the policy says so
+    attempt = Attempt(house, StartAttempt(call, command.attempt, {}), scope, deliver)
+    try:
+        args, kwargs = activity.call_arguments(attempt.arguments(activity))
+        names = inspect.signature(ask).parameters
+        for name in activity.context_names:
+            if name in names:
+                kwargs[name] = attempt.context
+        result = ask(*args, **kwargs)
+        if inspect.isawaitable(result):
+            result = await result
+        deliver(attempt.completed(activity, result))
+    except LookupError:
+        again(command)
+    except Exception as error:  # noqa: BLE001 -- every failure is data
+        parts = Parts()
+        payload = house.codec.encode(failure_of(error), Failure, parts, what="failure")
+        event = ev.ActivityFailed(key=call.key, payload=payload, attempt=command.attempt)
+        deliver(Arrival(event=event, parts=parts))

@@ -1,0 +1,613 @@
+"""One run in this worker: arrivals in, one append in flight, attempts out.
+
+Everything happens in callbacks of the outer event loop (a workflow's loop must not be driven from
+inside a task of another one). `poke` asks for a step; a step activates the machine, appends what is
+new, and starts side effects only when the store has said that their intent is committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from agentflow import ids
+from agentflow.clock import Clock, from_ms
+from agentflow.codec import Codec, Parts
+from agentflow.engine.commands import (
+    Arrival,
+    Batch,
+    CancelAttempt,
+    ChildStart,
+    Command,
+    Reconcile,
+    StartAttempt,
+)
+from agentflow.engine.context import RandomStream, RunInfo
+from agentflow.engine.definitions import Registry
+from agentflow.engine.replay import CutNeeded, Machine
+from agentflow.errors import (
+    AgentflowError,
+    FencedError,
+    HistoryError,
+    NotFoundError,
+    RunEndedError,
+    StoreError,
+)
+from agentflow.history import events as ev
+from agentflow.history.history import cut, history_of
+from agentflow.protocols import (
+    PARKED,
+    Append,
+    Appended,
+    InboxRow,
+    Message,
+    NewRun,
+    RunRow,
+    RunStatus,
+    Start,
+    Store,
+    bare_append,
+)
+from agentflow.sync_point import sync_point
+from agentflow.worker.attempts import Attempt, AttemptHouse, RunScope
+from agentflow.worker.inbox import arrival_of
+from agentflow.worker.reconcile import reconcile
+
+_LOG = logging.getLogger("agentflow.worker")
+# A run whose next timer is further away than this leaves memory; a shorter wait is not worth
+# the claim that brings it back.
+_STAY_MS = 2_000
+_RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # waits between tries of an append the store refused
+
+
+@dataclass(slots=True, kw_only=True)
+class House:
+    """What the runners of one worker share.
+
+    Attributes:
+        settle_grace_ms: How long an ended function waits for its calls in flight, ms.
+        on_status: Told of every status that was committed.
+        on_broken: Told of an error after which the worker cannot go on.
+    """
+
+    store: Store
+    codec: Codec
+    clock: Clock
+    registry: Registry
+    attempts: AttemptHouse
+    random_of: Callable[[bytes], RandomStream]
+    on_status: Callable[[int, RunStatus], None]
+    on_broken: Callable[[BaseException], None]
+    on_gone: Callable[[Runner, bool], None]
+    on_timer: Callable[[Runner, int], None]
+    ask_inbox: Callable[[int], None]
+    settle_grace_ms: int = 5_000
+    store_patience: int = 12
+
+
+class Runner:
+    """One run that this worker owns.
+
+    Attributes:
+        row: The run as it was claimed.
+        wake_ms: When it wants to be poked next, or None.
+    """
+
+    def __init__(self, house: House, row: RunRow) -> None:
+        self.row = row
+        self.wake_ms: int | None = None
+        self._house = house
+        self._machine: Machine | None = None
+        self._arrivals: list[Arrival] = []
+        self._seen_rows: set[int] = set()
+        self._attempts: dict[str, asyncio.Task[None]] = {}
+        self._helpers: set[asyncio.Task[Any]] = set()
+        self._appending = False
+        self._scheduled = False
+        self._gone = False
+        self._stopping = False
+        self._end_by_ms: int | None = None
+        self._status: RunStatus = row.status
+        self._loop = asyncio.get_running_loop()
+
+    # --- life -------------------------------------------------------------------------------
+
+    async def load(self) -> None:
+        """Read the history and replay it; then step."""
+        try:
+            stored = await self._house.store.history(self.row.pk)
+            sync_point("recovery.after_load")
+            self._loop.call_soon(self._replay, stored)
+        except (HistoryError, AgentflowError) as e:
+            self._cannot_replay(e)
+
+    def _cannot_replay(self, error: AgentflowError) -> None:
+        if isinstance(error, StoreError):
+            self._house.on_broken(error)
+            return
+        _LOG.error("run cannot be replayed", extra={"run_id": self.row.id, "error": str(error)})
+        self._spawn(self._park_unreadable(error))
+
+    async def _park_unreadable(self, error: AgentflowError) -> None:
+        text = f"{error.code} {error}\n{error.hint}"
+        batch = bare_append(
+            self.row, batch_id=ids.new_batch_id(), status="needs_code", error=text
+        )
+        await self._house.store.append(batch)
+        self._house.on_status(self.row.pk, "needs_code")
+        self._leave(keep=False)
+
+    def _replay(self, stored: Any) -> None:
+        row, house = self.row, self._house
+        now = house.clock.now_ms()
+        try:
+            workflow = house.registry.workflow(row.workflow)
+            history = history_of(stored.events)
+            info = RunInfo(
+                id=row.id,
+                project=row.project,
+                workflow=row.workflow,
+                started_at=from_ms(history.started.time_ms),
+                tags=row.tags,
+            )
+            machine = Machine(
+                workflow, history, info, applied_seq=row.applied_seq, next_seq=row.next_seq,
+                codec=house.codec, bodies=_Bodies(stored.bodies, house.store),
+                random_of=house.random_of,
+            )  # fmt: skip
+        except AgentflowError as e:
+            self._cannot_replay(e)
+            return
+        self._machine = machine
+        pinned = history.started.workflow_version
+        if pinned and workflow.version and pinned != workflow.version:
+            found = f"the run is pinned to version {pinned!r}; this worker has {workflow.version!r}"
+            machine.park("needs_version", found)
+        try:
+            if machine.parking is None:
+                machine.replay(now)
+            sync_point("recovery.after_replay")
+        except CutNeeded as wanted:
+            machine.evict()
+            self._machine = None
+            self._spawn(self._cut(wanted.at_seq, "recall"))
+            return
+        if machine.parking is None:
+            machine.recover(now)
+        self._step()
+
+    async def _cut(self, at_seq: int, reason: str) -> None:
+        stored = await self._house.store.history(self.row.pk)
+        now = self._house.clock.now_ms()
+        batch = bare_append(
+            self.row,
+            batch_id=ids.new_batch_id(),
+            status="running",
+            facts=[ev.RunReopened(time_ms=now, at_seq=at_seq, reason=reason)],
+            applied_seq=cut(history_of(stored.events), at_seq),
+            wake_at_ms=0,
+            release=False,
+        )
+        try:
+            answer = await self._house.store.append(batch)
+        except StoreError as e:
+            self._lost(e)
+            return
+        self.row = replace(
+            self.row, next_seq=answer.next_seq, applied_seq=batch.applied_seq, status="running"
+        )
+        await self.load()
+
+    def resume(self, row: RunRow) -> bool:
+        """Go on with the machine in memory after a new claim; False where it is out of date."""
+        machine = self._machine
+        if machine is None or machine.parking is not None or row.next_seq != machine.next_seq:
+            self.drop()
+            return False
+        self.row, self._gone = row, False
+        self.poke()
+        return True
+
+    def stop(self) -> None:
+        """Start nothing more; what is in flight may still settle."""
+        self._stopping = True
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is in flight."""
+        return not self._attempts and not self._appending and not self._scheduled
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the worker has let go of the run."""
+        return self._gone
+
+    def drop(self) -> None:
+        """Leave memory at once: attempts are cancelled, nothing is recorded."""
+        self._gone = True
+        for task in (*self._attempts.values(), *self._helpers):
+            task.cancel()
+        if self._machine is not None:
+            machine, self._machine = self._machine, None
+            stuck = machine.evict()
+            if stuck:
+                extra = {"run_id": self.row.id, "tasks": list(stuck)}
+                _LOG.error("tasks swallow Evicted and were quarantined", extra=extra)
+
+    def _leave(self, *, keep: bool) -> None:
+        if self._gone:
+            return
+        if not keep:
+            self.drop()
+        self._gone = True
+        self._house.on_gone(self, keep)
+
+    def _lost(self, error: StoreError) -> None:
+        if isinstance(error, FencedError):
+            _LOG.warning("fenced: another worker owns the run", extra={"run_id": self.row.id})
+            self._leave(keep=False)
+        else:
+            self._house.on_broken(error)
+
+    # --- arrivals ---------------------------------------------------------------------------
+
+    def deliver(self, arrival: Arrival) -> None:
+        """Take an outcome in; it is applied and recorded in the next step."""
+        if not self._gone:
+            self._arrivals.append(arrival)
+            self.poke()
+
+    def deliver_inbox(self, rows: Sequence[InboxRow]) -> None:
+        """Take messages in, each once."""
+        for row in rows:
+            if row.row not in self._seen_rows:
+                self._seen_rows.add(row.row)
+                self._arrivals.append(arrival_of(row))
+        if rows:
+            self.poke()
+
+    def poke(self) -> None:
+        """Ask for a step soon."""
+        if not self._scheduled and not self._gone:
+            self._scheduled = True
+            self._loop.call_soon(self._poked)
+
+    def _poked(self) -> None:
+        self._scheduled = False
+        self._step()
+
+    # --- a step -----------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        machine = self._machine
+        if machine is None or self._appending or self._gone:
+            return
+        arrivals, self._arrivals = self._arrivals, []
+        now = self._house.clock.now_ms()
+        try:
+            if machine.parking is not None and self._step_parked(machine, arrivals, now):
+                return
+            machine.activate(arrivals, now)
+            self._write(machine, now)
+        except AgentflowError as e:
+            self._house.on_broken(e)
+
+    def _step_parked(self, machine: Machine, arrivals: list[Arrival], now: int) -> bool:
+        """Let a parked run be cancelled or released by an operator; True where that was done."""
+        cancel = next((a for a in arrivals if isinstance(a.event, ev.CancelRequested)), None)
+        resumed = any(isinstance(a.event, ev.RunResumed) for a in arrivals)
+        if not resumed and (cancel is None or self._attempts):
+            return False
+        machine.activate(arrivals, now)
+        if cancel is not None:
+            assert isinstance(cancel.event, ev.CancelRequested)  # noqa: S101 -- filtered above
+            machine.record(ev.RunCancelled(reason=cancel.event.reason), now)
+            self._append(machine, machine.take_batch(), status="cancelled", release=True)
+        else:
+            batch = machine.take_batch()
+            self._append(machine, batch, status="running", reload=True)
+        return True
+
+    def _write(self, machine: Machine, now: int) -> None:
+        """Append what the activation brought, with the status that it leads to."""
+        if machine.ending is not None and machine.parking is None:
+            self._write_end(machine, now)
+            return
+        status, wake = self._waiting(machine)
+        release = status not in {"running"}
+        if release and wake is not None and wake - now < _STAY_MS and status == "waiting":
+            release = False
+        batch = machine.take_batch()
+        if self._stopping:
+            batch.starts.clear()
+        if machine.parking is None and batch.is_empty and not release:
+            self._sleep_until(wake)
+            return
+        self._append(machine, batch, status=status, wake=wake, release=release)
+
+    def _waiting(self, machine: Machine) -> tuple[RunStatus, int | None]:
+        if machine.parking is not None:
+            if self._attempts:
+                return "running", 0
+            return machine.parking.status, None
+        if machine.is_busy() or machine.has_starts:
+            return "running", 0
+        wake = machine.next_wake_ms()
+        if machine.has_late:
+            return "running", 0
+        return ("paused" if machine.paused else "waiting"), wake
+
+    def _write_end(self, machine: Machine, now: int) -> None:
+        if self._end_by_ms is None:
+            self._end_by_ms = now + self._house.settle_grace_ms
+        if machine.in_flight() and now < self._end_by_ms:
+            batch = machine.take_batch()
+            batch.starts.clear()
+            if not batch.is_empty or batch.commands:
+                self._append(machine, batch, status="running", wake=0)
+            else:
+                self._sleep_until(self._end_by_ms)
+            return
+        try:
+            ending = machine.finish(now)
+        except AgentflowError as e:  # the result cannot be encoded: a bug, not an end
+            machine.unfinish_to_bug(e)
+            self._write(machine, now)
+            return
+        batch = machine.take_batch()
+        batch.starts.clear()
+        statuses: dict[str, RunStatus] = {
+            "completed": "completed",
+            "failed": "failed",
+            "cancelled": "cancelled",
+            "continued": "running",
+        }
+        self._append(
+            machine, batch, status=statuses[ending.kind], wake=0 if ending.kind == "continued" else None,
+            release=ending.kind != "continued", reload=ending.kind == "continued",
+        )  # fmt: skip
+
+    def _append(  # noqa: PLR0913 -- what one commit says about the run
+        self,
+        machine: Machine,
+        batch: Batch,
+        *,
+        status: RunStatus,
+        wake: int | None = None,
+        release: bool = False,
+        reload: bool = False,
+    ) -> None:
+        append = Append(
+            run_pk=self.row.pk,
+            epoch=self.row.epoch,
+            expected_seq=machine.next_seq - len(batch.facts),
+            batch_id=ids.new_batch_id(),
+            facts=batch.facts,
+            starts=[
+                Start(event=s.event, approval_id=s.approval_id, call_digest=s.call.fingerprint)
+                for s in batch.starts
+            ],
+            parts=batch.parts,
+            applied_seq=batch.applied_seq,
+            status=status,
+            wait=machine.waits_for() if status in {"waiting", "paused"} else "",
+            error=self._error_text(machine, status),
+            wake_at_ms=wake,
+            release=release,
+            attributes=batch.attributes,
+            children=[self._child(machine, child) for child in batch.children],
+            inbox_done=batch.inbox_done,
+            ledger=batch.ledger,
+            progress=batch.progress,
+        )
+        self._appending = True
+        self._spawn(self._commit(machine, batch, append, reload=reload))
+
+    def _error_text(self, machine: Machine, status: RunStatus) -> str:
+        if status in PARKED and machine.parking is not None:
+            return machine.parking.error
+        if status == "failed" and machine.ending is not None:
+            return str(machine.ending.error or "")
+        return ""
+
+    def _child(self, machine: Machine, child: ChildStart) -> NewRun:
+        target = self._house.registry.workflows.get(child.workflow)
+        started = ev.RunStarted(
+            time_ms=self._house.clock.now_ms(),
+            actor=f"run:{self.row.id}",
+            payload=child.payload,
+            workflow=child.workflow,
+            seed=child.child_id,
+            workflow_version=target.version if target else "",
+            logic_flags=[],
+            parent=[self.row.id, child.call.key],
+            on_parent_end=child.on_parent_end,
+        )
+        return NewRun(
+            project=self.row.project,
+            id=child.child_id,
+            workflow=child.workflow,
+            started=started,
+            parts=child.parts,
+            tags=self.row.tags,
+            queue=self.row.queue,
+            parent=(self.row.pk, child.call.key),
+            on_parent_end=child.on_parent_end,
+        )
+
+    async def _commit(
+        self, machine: Machine, batch: Batch, append: Append, *, reload: bool
+    ) -> None:
+        """Append, with the same batch id however often it takes; then go on in a callback."""
+        sync_point("append.before")
+        for tries in range(self._house.store_patience + 1):
+            try:
+                answer = await self._house.store.append(append)
+                break
+            except FencedError as e:
+                self._lost(e)
+                return
+            except StoreError as e:
+                if tries == self._house.store_patience:
+                    self._house.on_broken(e)
+                    return
+                extra = {"run_id": self.row.id, "error": str(e), "try": tries + 1}
+                _LOG.warning("append failed, trying again", extra=extra)
+                await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
+            except AgentflowError as e:  # a child's id is taken, say: the run's own fault
+                machine.next_seq -= len(batch.facts)
+                self._cannot_replay(e)
+                return
+        else:
+            return
+        sync_point("append.after")
+        self._loop.call_soon(self._committed, machine, batch, append, answer, reload)
+
+    def _committed(
+        self, machine: Machine, batch: Batch, append: Append, answer: Appended, reload: bool
+    ) -> None:
+        self._appending = False
+        if self._gone:
+            return
+        if answer.inbox_first:
+            machine.put_back(batch)
+            self._house.ask_inbox(self.row.pk)
+            return
+        commands = machine.committed(batch, answer.granted, answer.refused)
+        if append.status != self._status or append.status not in {"running", "pending"}:
+            self._status = append.status
+            self._house.on_status(self.row.pk, append.status)
+        if reload:
+            self._reload(answer, append)
+            return
+        if answer.released:
+            self._leave(keep=append.status in {"waiting", "paused"})
+            return
+        if append.release:
+            self._house.ask_inbox(self.row.pk)
+        for command in commands:
+            self._do(command)
+        if self._arrivals or machine.has_late:
+            self._step()
+        elif not self._attempts and machine.ending is not None:
+            self._step()
+        elif not self._attempts:
+            self._sleep_until(machine.next_wake_ms())
+        else:
+            wakes = [t for t in (machine.next_wake_ms(), self._end_by_ms) if t is not None]
+            self._sleep_until(min(wakes, default=None))
+
+    def _reload(self, answer: Appended, append: Append) -> None:
+        machine, self._machine = self._machine, None
+        if machine is not None:
+            machine.evict()
+        self._end_by_ms = None
+        self._attempts.clear()
+        self.row = replace(
+            self.row, next_seq=answer.next_seq, applied_seq=append.applied_seq, status="running",
+            kill_count=0,
+        )  # fmt: skip
+        self._spawn(self.load())
+
+    def _sleep_until(self, wake_ms: int | None) -> None:
+        self.wake_ms = wake_ms
+        if wake_ms is not None:
+            self._house.on_timer(self, wake_ms)
+
+    # --- commands ---------------------------------------------------------------------------
+
+    def _do(self, command: Command) -> None:
+        match command:
+            case StartAttempt():
+                self._start(command)
+            case CancelAttempt():
+                self._cancel(command)
+            case Reconcile():
+                self._spawn(
+                    reconcile(
+                        command, self._house.attempts, self._scope(), self.deliver, self._again
+                    )
+                )
+
+    def _scope(self) -> RunScope:
+        row = self.row
+        return RunScope(project=row.project, run_id=row.id, epoch=row.epoch, tags=row.tags)
+
+    def _start(self, command: StartAttempt) -> None:
+        if not command.call.is_waited_for and command.call.cancel_recorded:
+            draft = ev.ActivityCancelled(key=command.call.key, attempt=command.attempt)
+            self.deliver(Arrival(event=draft))
+            return
+        attempt = Attempt(self._house.attempts, command, self._scope(), self.deliver)
+        task = self._loop.create_task(attempt.run())
+        key = command.call.key
+        self._attempts[key] = task
+
+        def done(finished: asyncio.Task[None]) -> None:
+            if self._attempts.get(key) is finished:
+                del self._attempts[key]
+            if not finished.cancelled() and (error := finished.exception()) is not None:
+                self._house.on_broken(error)
+
+        task.add_done_callback(done)
+
+    def _cancel(self, command: CancelAttempt) -> None:
+        call = command.call
+        if call.kind == "child":
+            self._spawn(self._cancel_child(call.child_id))
+            return
+        task = self._attempts.get(call.key)
+        if task is not None:
+            task.cancel()
+
+    async def _cancel_child(self, child_id: str) -> None:
+        message = Message(
+            id=f"cancel-{self.row.id}-{child_id}",
+            kind="cancel",
+            name="its parent no longer waits for it",
+            actor=f"run:{self.row.id}",
+        )
+        try:
+            await self._house.store.send(self.row.project, child_id, message)
+        except (NotFoundError, RunEndedError):
+            return
+
+    def _again(self, command: Reconcile) -> None:
+        if self._machine is not None:
+            self._machine.start_again(command.call)
+            self.poke()
+
+    def _spawn(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._helpers.add(task)
+
+        def done(finished: asyncio.Task[Any]) -> None:
+            self._helpers.discard(finished)
+            if not finished.cancelled() and (error := finished.exception()) is not None:
+                if isinstance(error, FencedError):
+                    self._lost(error)
+                else:
+                    self._house.on_broken(error)
+
+        task.add_done_callback(done)
+
+
+class _Bodies:
+    """Bodies that came with the history, then those of the store."""
+
+    def __init__(self, loaded: dict[bytes, bytes], store: Store) -> None:
+        self._loaded = loaded
+        self._store = store
+
+    def body(self, digest: bytes) -> bytes | None:
+        """Return a sealed body."""
+        return self._loaded.get(digest) or self._store.body(digest)
+
+    def chain(self, head: bytes, count: int) -> list[Any]:
+        """Return chain nodes."""
+        return self._store.chain(head, count)
+
+

@@ -1,0 +1,290 @@
+"""The worker: claims runs that want attention, hands them messages and timers, lets them go.
+
+One worker per process. On SQLite it is also the owner of the file; while another process is, this
+one stands by and takes over as soon as that one ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentflow import ids
+from agentflow.clock import Clock
+from agentflow.codec import Codec
+from agentflow.engine.context import RandomStream
+from agentflow.engine.definitions import REGISTRY, Registry
+from agentflow.errors import StoreError
+from agentflow.llm.stream import StreamItem
+from agentflow.protocols import Claimed, RunStatus, Store, bare_append
+from agentflow.sync_point import sync_point
+from agentflow.worker.attempts import AttemptHouse, Draws
+from agentflow.worker.runner import House, Runner
+
+_LOG = logging.getLogger("agentflow.worker")
+_CLAIM = 200  # runs per claim: one transaction, and not more memory than that at once
+_IDLE_SECONDS = 5.0  # a look at the store even if nobody has said that something changed
+_STANDBY_SECONDS = 0.25  # how often a stand-by asks whether the owner has gone
+_WARM = 64  # waiting runs that stay in memory, so that a quick answer needs no replay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """How a worker behaves.
+
+    Attributes:
+        max_active: Number of runs in memory at once.
+        quarantine_after: Number of workers that a run may kill in a row; 0 = no limit.
+        settle_grace_ms: How long an ended function waits for its calls in flight, milliseconds.
+        drain_seconds: How long `stop` waits for attempts in flight, in seconds.
+        resources: What activities find in `ActivityContext.resources`.
+        workflows: Names to claim; None = all that are registered.
+    """
+
+    max_active: int = 1_000
+    quarantine_after: int = 3
+    settle_grace_ms: int = 5_000
+    drain_seconds: float = 5.0
+    resources: Mapping[str, Any] = field(default_factory=dict)
+    workflows: tuple[str, ...] | None = None
+
+
+class Worker:
+    """Runs workflows and activities in this process.
+
+    Attributes:
+        id: Name of this process start, never used twice.
+        is_owner: Whether this process owns the database (always, on PostgreSQL).
+        error: Why the worker stopped by itself, if it did.
+    """
+
+    def __init__(  # noqa: PLR0913 -- the seams it is composed of
+        self,
+        store: Store,
+        *,
+        codec: Codec,
+        clock: Clock,
+        draws: Draws,
+        random_of: Callable[[bytes], RandomStream],
+        on_status: Callable[[int, RunStatus], None],
+        on_item: Callable[[str, StreamItem], None] | None = None,
+        is_watched: Callable[[str], bool] = lambda _: False,
+        registry: Registry = REGISTRY,
+        options: WorkerOptions | None = None,
+    ) -> None:
+        self.id = ids.new_worker_id()
+        self.is_owner = False
+        self.error: BaseException | None = None
+        self._options = options or WorkerOptions()
+        self._store = store
+        self._clock = clock
+        self._registry = registry
+        self._on_status = on_status
+        self._attempts = AttemptHouse(
+            codec=codec, bodies=store, clock=clock, draws=draws,
+            resources=self._options.resources, on_item=on_item, is_watched=is_watched,
+        )  # fmt: skip
+        self._house = House(
+            store=store, codec=codec, clock=clock, registry=registry, attempts=self._attempts,
+            random_of=random_of, on_status=on_status, on_broken=self._break,
+            on_gone=self._let_go, on_timer=self._set_timer, ask_inbox=self._ask_inbox,
+            settle_grace_ms=self._options.settle_grace_ms,
+        )  # fmt: skip
+        self._runners: dict[int, Runner] = {}
+        self._warm: OrderedDict[int, Runner] = OrderedDict()
+        self._timers: list[tuple[int, int, Runner]] = []
+        self._count = itertools.count()
+        self._wake = asyncio.Event()
+        self._asked_inbox: set[int] = set()
+        self._changed = True
+        self._stopping = False
+        self._task: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+
+    # --- life -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to work; returns at once."""
+        self._store.on_change(self._note_change)
+        self._task = self._loop.create_task(self._main(), name="agentflow-worker")
+        self._task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._break(error)
+
+    async def stop(self) -> None:
+        """Stop at the next safe point: nothing new starts, attempts in flight may settle."""
+        self._stopping = True
+        for runner in self._runners.values():
+            runner.stop()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._options.drain_seconds
+        while any(not r.is_quiet for r in self._runners.values()) and loop.time() < deadline:
+            await asyncio.sleep(0.01)
+        await self._leave()
+
+    async def abort(self) -> None:
+        """Stop now: attempts in flight are cut off and will be in doubt."""
+        self._stopping = True
+        await self._leave()
+
+    async def _leave(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+        held = list(self._runners.values())
+        for runner in (*held, *self._warm.values()):
+            runner.drop()
+        self._runners.clear()
+        self._warm.clear()
+        self._attempts.close()
+        if self.is_owner and held and self.error is None:
+            try:
+                await self._store.release(self.id, [r.row.pk for r in held])
+            except StoreError as e:
+                _LOG.warning("runs were not released", extra={"error": str(e)})
+
+    def _break(self, error: BaseException) -> None:
+        """Stop working because of *error*; results that are waited for raise it."""
+        if self.error is not None or self._stopping:
+            return
+        self.error = error
+        _LOG.error("the worker stopped", exc_info=error)
+        self._stopping = True
+        for runner in list(self._runners.values()):
+            runner.drop()
+        self._on_status(-1, "running")
+
+    # --- the loop ---------------------------------------------------------------------------
+
+    def _note_change(self) -> None:
+        """Take note, from any thread, that the store has news."""
+        self._changed = True
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def _main(self) -> None:
+        await self._become_owner()
+        await self._store.wake_parked(("needs_code", "needs_version"))
+        while not self._stopping:
+            self._wake.clear()
+            self._changed = False
+            more = await self._claim()
+            await self._read_inboxes()
+            self._fire_timers()
+            if more or self._changed:
+                continue
+            await self._sleep()
+
+    async def _become_owner(self) -> None:
+        told = False
+        while not await self._store.try_own(self.id):
+            if not told:
+                _LOG.warning("another process is the worker of this database; standing by")
+                told = True
+            await asyncio.sleep(_STANDBY_SECONDS)
+        self.is_owner = True
+
+    async def _claim(self) -> bool:
+        room = min(_CLAIM, self._options.max_active - len(self._runners))
+        if room <= 0:
+            return False
+        names = self._options.workflows or tuple(self._registry.workflows)
+        claimed = await self._store.claim(
+            self.id, now_ms=self._clock.now_ms(), limit=room, workflows=names
+        )
+        if claimed:
+            sync_point("claim.after")
+        for one in claimed:
+            await self._adopt(one)
+        return len(claimed) == room
+
+    async def _adopt(self, claimed: Claimed) -> None:
+        row = claimed.row
+        self._asked_inbox.add(row.pk)
+        limit = self._options.quarantine_after
+        if limit and row.kill_count >= limit and row.status != "quarantined":
+            await self._quarantine(claimed)
+            return
+        warm = self._warm.pop(row.pk, None)
+        if warm is not None and warm.resume(row):
+            self._runners[row.pk] = warm
+            return
+        runner = self._runners[row.pk] = Runner(self._house, row)
+        await runner.load()
+
+    async def _quarantine(self, claimed: Claimed) -> None:
+        row = claimed.row
+        error = f"{row.kill_count} workers in a row died while this run was running"
+        _LOG.error("run quarantined", extra={"run_id": row.id, "kills": row.kill_count})
+        await self._store.append(
+            bare_append(row, batch_id=ids.new_batch_id(), status="quarantined", error=error)
+        )
+        self._on_status(row.pk, "quarantined")
+
+    async def _read_inboxes(self) -> None:
+        pks = set(self._runners)
+        if not pks:
+            self._asked_inbox.clear()
+            return
+        self._asked_inbox.clear()
+        rows = await self._store.inbox(sorted(pks))
+        by_run: dict[int, list[Any]] = {}
+        for row in rows:
+            by_run.setdefault(row.run_pk, []).append(row)
+        for pk, found in by_run.items():
+            runner = self._runners.get(pk)
+            if runner is not None:
+                runner.deliver_inbox(found)
+
+    def _ask_inbox(self, pk: int) -> None:
+        self._asked_inbox.add(pk)
+        self._wake.set()
+
+    def _set_timer(self, runner: Runner, due_ms: int) -> None:
+        heapq.heappush(self._timers, (due_ms, next(self._count), runner))
+        if self._timers[0][2] is runner:
+            self._wake.set()
+
+    def _fire_timers(self) -> None:
+        now = self._clock.now_ms()
+        while self._timers and self._timers[0][0] <= now:
+            due, _, runner = heapq.heappop(self._timers)
+            if not runner.is_gone and runner.wake_ms == due:
+                runner.poke()
+
+    async def _sleep(self) -> None:
+        now = self._clock.now_ms()
+        times = [self._timers[0][0]] if self._timers else []
+        wake = await self._store.next_wake_ms()
+        if wake is not None and len(self._runners) < self._options.max_active:
+            times.append(max(wake, now + 1))
+        seconds = (min(times) - now) / 1000 if times else _IDLE_SECONDS
+        sleeper = asyncio.ensure_future(self._clock.sleep(max(0.0, min(seconds, 3600.0))))
+        waiter = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait({sleeper, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            sleeper.cancel()
+            waiter.cancel()
+
+    def _let_go(self, runner: Runner, keep: bool) -> None:  # noqa: FBT001 -- a callback's shape
+        pk = runner.row.pk
+        if self._runners.get(pk) is runner:
+            del self._runners[pk]
+        if keep and not self._stopping:
+            self._warm[pk] = runner
+            if len(self._warm) > _WARM:
+                _, oldest = self._warm.popitem(last=False)
+                oldest.drop()
+        if len(self._runners) < self._options.max_active:
+            self._wake.set()
+
+

@@ -1,0 +1,77 @@
+"""No test reaches a paid service: no key, no address, and the network ends at this machine."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+SERVICE_SETTINGS = ("OPENAI_", "ANTHROPIC_", "AGENTFLOW_")
+TEST_SETTINGS = "AGENTFLOW_TEST_"  # where a test finds a server of its own, say PostgreSQL
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--live``."""
+    parser.addoption(
+        "--live", action="store_true", help="run only the tests that call paid APIs, and let them"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Close the network and forget the settings of services, for doctests and fixtures too."""
+    if config.getoption("--live"):
+        return
+    patch = pytest.MonkeyPatch()
+    config.add_cleanup(patch.undo)
+    for name in list(os.environ):
+        if name.startswith(SERVICE_SETTINGS) and not name.startswith(TEST_SETTINGS):
+            patch.delenv(name)
+    for method in ("connect", "connect_ex"):
+        patch.setattr(socket.socket, method, only_loopback(getattr(socket.socket, method)))
+    patch.setattr(socket, "getaddrinfo", only_loopback_names(socket.getaddrinfo))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With ``--live`` keep only the live tests, without it only the others."""
+    live = bool(config.getoption("--live"))
+    dropped = [i for i in items if bool(i.get_closest_marker("live")) is not live]
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [i for i in items if i not in dropped]
+
+
+def only_loopback(connect: Callable[..., Any]) -> Callable[..., Any]:
+    """Return *connect*, refusing every address but this machine's."""
+
+    def guarded(sock: socket.socket, address: Any) -> Any:
+        if sock.family in {socket.AF_INET, socket.AF_INET6}:
+            refuse_unless_loopback(address[0])
+        return connect(sock, address)
+
+    return guarded
+
+
+def only_loopback_names(getaddrinfo: Callable[..., Any]) -> Callable[..., Any]:
+    """Return *getaddrinfo*, refusing all names but this machine's, even when offline."""
+
+    def guarded(host: bytes | str | None, *args: Any, **kwargs: Any) -> Any:
+        refuse_unless_loopback(host.decode() if isinstance(host, bytes) else host)
+        return getaddrinfo(host, *args, **kwargs)
+
+    return guarded
+
+
+def refuse_unless_loopback(host: str | None) -> None:
+    """Fail the test, past every ``except Exception``, if *host* is another machine."""
+    if host in {None, "", "localhost", "0.0.0.0", "::", socket.gethostname()}:  # noqa: S104
+        return
+    try:
+        if ipaddress.ip_address(str(host).partition("%")[0]).is_loopback:
+            return
+    except ValueError:
+        pass
+    pytest.fail(f"a test reached for {host}; mark it `live` if it must", pytrace=True)
