@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from agentflow.app import Flow, connect, open, run_sync
     from agentflow.client import Client, Run
     from agentflow.engine.context import Decision, RunInfo
-    from agentflow.engine.definitions import Activity, ActivityContext, Workflow, activity, workflow
+    from agentflow.engine.definition import ActivityContext
+    from agentflow.engine.definitions import Activity, Workflow, activity, workflow
     from agentflow.engine.functions import (
         ChildRun,
         approve,
@@ -81,10 +82,9 @@ _HOMES: dict[str, str] = {
     **dict.fromkeys(("Flow", "connect", "open", "run_sync"), "app"),
     **dict.fromkeys(("Client", "Run"), "client"),
     **dict.fromkeys(("Decision", "RunInfo"), "engine.context"),
-    **dict.fromkeys(
-        ("Activity", "ActivityContext", "Workflow", "activity", "workflow"), "engine.definitions"
-    ),
+    **dict.fromkeys(("Activity", "Workflow", "activity", "workflow"), "engine.definitions"),
     **dict.fromkeys(("ImagePart", "Message", "Messages"), "llm.messages"),
+    "ActivityContext": "engine.definition",
     "ModelSettings": "llm.request",
     "RetryPolicy": "retry",
     **dict.fromkeys(("Tool", "tool"), "tools.tool"),

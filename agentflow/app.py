@@ -91,9 +91,7 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
         SettingsError: the URL or a setting has no meaning.
         SchemaVersionError: the database was written by a newer agentflow.
     """
-    settings = read_settings().with_flags(
-        database_url=url, project=project, durability=durability
-    )
+    settings = read_settings().with_flags(database_url=url, project=project, durability=durability)
     clock = clock or SystemClock()
     watch = Watch()
     models = Models(_provider_loader(providers, scripts), prices or _price_book())
@@ -112,6 +110,7 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
         watch.is_owner = lambda: made.is_owner
         flow = Flow(seams, made)
         made.start()
+        await made.ready()
         try:
             yield flow
         except (asyncio.CancelledError, KeyboardInterrupt):
@@ -191,9 +190,7 @@ def run_sync(
 def _seams(
     settings: Settings, clock: Clock, watch: Watch, registry: Registry, actor: str | None
 ) -> Seams:
-    codec = Codec(
-        _cipher(settings), secrets=settings.secrets, max_bytes=settings.max_payload_bytes
-    )
+    codec = Codec(_cipher(settings), secrets=settings.secrets, max_bytes=settings.max_payload_bytes)
     return Seams(
         store=_store(settings, clock), codec=codec, clock=clock, random_of=_random_of, watch=watch,
         registry=registry, project=settings.project, actor=actor,

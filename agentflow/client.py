@@ -40,6 +40,7 @@ from agentflow.protocols import (
     Store,
     bare_append,
 )
+from agentflow.sync_point import sync_point
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -298,7 +299,9 @@ class Run(Generic[R]):
         )  # fmt: skip
 
     async def _send(self, message: Message) -> None:
+        sync_point("send.before")
         await self._seams.store.send(self._project, self.id, message)
+        sync_point("send.after")
 
     async def retry(self, *, at_seq: int | None = None, actor: str | None = None) -> None:
         """Reopen a run that failed or was cancelled; recorded results are not paid again.
@@ -329,7 +332,9 @@ class Run(Generic[R]):
             applied_seq=cut(history, point),
             wake_at_ms=0,
         )
+        sync_point("retry.before")
         await self._seams.store.append(batch)
+        sync_point("retry.after")
 
     async def _history(self, *, whole: bool) -> History:
         return history_of((await self._seams.store.history(self._pk, whole=whole)).events)
@@ -442,7 +447,7 @@ class Client:
         """The codec, for tools that read payloads."""
         return self._seams.codec
 
-    async def start(  # noqa: PLR0913 -- the public keywords of a start
+    async def start(
         self,
         workflow: Workflow[..., Awaitable[R]],
         *args: Any,
@@ -492,7 +497,9 @@ class Client:
             project=project or seams.project, id=run_id, workflow=workflow.name, started=started,
             parts=parts, start_at_ms=now + _ms(delay) if delay else 0, tags=tuple(tags), queue=queue,
         )  # fmt: skip
+        sync_point("start.before")
         ((row, is_new),) = await seams.store.start([new])
+        sync_point("start.after")
         if not is_new:
             self._check_same(row, workflow, payload.digest)
         return Run(seams, row)
@@ -608,7 +615,10 @@ class Client:
             actor=actor or self._seams.actor, payload=payload, parts=parts,
             data={"decision": "approved" if approved else "denied", "reason": reason},
         )  # fmt: skip
-        return await self._seams.store.decide(self._seams.project, approval_id, message)
+        sync_point("decide.before")
+        decided = await self._seams.store.decide(self._seams.project, approval_id, message)
+        sync_point("decide.after")
+        return decided
 
     async def cost(self, query: CostQuery) -> Groups:
         """Return the ledger summed by group, the dearest first.

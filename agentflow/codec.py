@@ -22,7 +22,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
-from pydantic import BaseModel, GetCoreSchemaHandler, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    GetCoreSchemaHandler,
+    PydanticUserError,
+    TypeAdapter,
+    ValidationError,
+)
 from pydantic_core import CoreSchema, PydanticSerializationError, core_schema
 
 from agentflow.errors import DecodeError, EncodeError, PayloadErased, PayloadTooLargeError
@@ -178,7 +184,9 @@ class Decoding:
 class Stored:
     """Marks a field whose body is stored apart, by digest: ``Annotated[Message, Stored()]``."""
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
         """Wrap the field's schema so that inside a codec only the digest is written."""
         inner = handler(source)
 
@@ -369,7 +377,13 @@ def to_json(value: Any, annotation: Any, what: str, context: Any = None) -> Any:
         data = adapter(annotation).dump_python(
             value, mode="json", context=context, warnings="error", by_alias=True
         )
-    except (PydanticSerializationError, PydanticUserError, ValueError, TypeError, RecursionError) as e:
+    except (
+        PydanticSerializationError,
+        PydanticUserError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as e:
         path, bad = find_unserialisable(value)
         name = f"{what}{path}"
         if bad is None:
@@ -390,7 +404,9 @@ def from_json(data: Any, annotation: Any, what: str, context: Any = None) -> Any
     if annotation is Any or annotation is type(data) in _PLAIN:
         return data
     try:
-        return adapter(annotation).validate_python(data, context=context, by_alias=True, by_name=True)
+        return adapter(annotation).validate_python(
+            data, context=context, by_alias=True, by_name=True
+        )
     except ValidationError as e:
         first = e.errors(include_url=False, include_input=False)[0]
         path = "".join(f"[{part!r}]" for part in first["loc"])

@@ -8,7 +8,9 @@
     │   ├── DuplicateKeyError       key="…" was used twice in one run
     │   ├── ForbiddenCallError      workflow code did I/O or read the world
     │   ├── SettingsError           a setting has no meaning
-    │   └── RunEndedError           a signal to a run that has ended
+    │   ├── RunEndedError           a signal to a run that has ended
+    │   ├── InputError              the given input is no JSON or does not fit the workflow
+    │   └── LoadError               a module or file of workflows cannot be imported
     ├── NotFoundError               no such run, approval or query
     │   └── AmbiguousIdError        more than one run begins with that prefix
     ├── PayloadError                a value cannot be stored or read back
@@ -20,6 +22,7 @@
     ├── ReplayMismatchError         code asked for something other than the history holds
     ├── RunFailedError              result() of a run that failed
     │   └── RunCancelledError       result() of a run that was cancelled
+    ├── RunInterruptedError         Ctrl-C: the run is kept and can be resumed
     ├── RunParkedError              result() of a run that waits for a person (code, version, quarantine)
     ├── ActivityError               an activity failed for good; .failure has the recorded data
     │   ├── InDoubtError            its outcome is unknown and the policy says fail
@@ -27,7 +30,9 @@
     │   ├── ActivityTimeoutError    an attempt or the call took too long
     │   ├── MaxTurnsError           the agent did not finish within max_turns
     │   ├── ToolArgumentsError      the model called a tool with arguments that do not fit
-    │   └── OutputError             the model's answer does not fit output_type
+    │   ├── OutputError             the model's answer does not fit output_type
+    │   ├── ModelRefusedError       the model, or its vendor's filter, said no
+    │   └── AnswerCutError          the answer was cut at max_output_tokens
     ├── NonRetryableError           raised by your activity: do not try again
     ├── RetryLater                  raised by your activity: try again after a while
     ├── ProviderError               a model vendor answered with an error
@@ -140,6 +145,18 @@ class RunEndedError(UsageError):
     code = "AF208"
 
 
+class InputError(UsageError):
+    """The given input is no JSON, or it does not fit the workflow."""
+
+    code = "AF209"
+
+
+class LoadError(UsageError):
+    """A module or a file that should define workflows cannot be imported."""
+
+    code = "AF210"
+
+
 class NotFoundError(AgentflowError):
     """There is no such run, approval or query."""
 
@@ -228,6 +245,12 @@ class RunCancelledError(RunFailedError):
     code = "AF701"
 
 
+class RunInterruptedError(AgentflowError):
+    """Somebody pressed Ctrl-C, or the process got SIGTERM; the run is kept and can be resumed."""
+
+    code = "AF703"
+
+
 class RunParkedError(AgentflowError):
     """The run waits for a person: mended code, a matching version, or a release."""
 
@@ -287,6 +310,20 @@ class OutputError(ActivityError):
 
     code = "AF806"
     default_hint = "Send the message back as the next user message, or loosen the type."
+
+
+class ModelRefusedError(ActivityError):
+    """The model declined to answer, or its vendor's filter stopped the answer."""
+
+    code = "AF807"
+    default_hint = "Ask differently; another model may answer."
+
+
+class AnswerCutError(ActivityError):
+    """The answer was cut off at the output limit, so that it is not whole."""
+
+    code = "AF808"
+    default_hint = "Raise settings.max_output_tokens, or ask for a shorter answer."
 
 
 class NonRetryableError(AgentflowError):
@@ -390,5 +427,5 @@ class BudgetError(AgentflowError):
     code = "AF950"
 
 
-class Evicted(BaseException):  # noqa: N818 -- control flow, never caught by `except Exception`
+class Evicted(BaseException):
     """Thrown into a waiting workflow that leaves memory; it is replayed later."""

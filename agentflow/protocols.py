@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
-from agentflow.codec import Parts, Payload
+from agentflow.codec import Cipher, Parts, Payload
 from agentflow.history.events import ActivityStarted, AnyEvent
 from agentflow.ledger.entries import AttemptRecord, Priced
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
@@ -327,6 +327,19 @@ class RunFilter:
     limit: int = 100
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkup:
+    """The state of a database.
+
+    Attributes:
+        facts: Versions, modes, sizes and counts by name; values are JSON.
+        problems: What is wrong and what to do about it, in words.
+    """
+
+    facts: dict[str, Any]
+    problems: list[str]
+
+
 class Store(Protocol):
     """Keeps runs, histories, messages and the ledger. Every method may raise StoreError."""
 
@@ -381,13 +394,18 @@ class Store(Protocol):
         """Return runs, newest first."""
         ...
 
-    async def list_approvals(self, project: str | None, *, run_id: str | None = None,
-                             pending_only: bool = True) -> list[Approval]:
+    async def list_approvals(
+        self, project: str | None, *, run_id: str | None = None, pending_only: bool = True
+    ) -> list[Approval]:
         """Return approvals, oldest first."""
         ...
 
     async def history(self, run_pk: int, *, whole: bool = False) -> StoredHistory:
         """Return a run's history for replay, or the whole of it with every body."""
+        ...
+
+    async def events(self, run_pk: int, *, after_seq: int, limit: int = 1000) -> list[AnyEvent]:
+        """Return the events of a run behind a seq, oldest first, for those who follow it."""
         ...
 
     async def bodies(self, digests: Sequence[bytes]) -> dict[bytes, bytes]:
@@ -410,9 +428,31 @@ class Store(Protocol):
         """Return every attempt of a run with its cost lines, in the order they were written."""
         ...
 
+    # -- verbs of the auditor
+    async def verify(self, run_pk: int, cipher: Cipher) -> list[str]:
+        """Check every row and body of a run; return what is wrong, in words."""
+        ...
+
+    async def export_run(self, run_pk: int, cipher: Cipher) -> list[dict[str, Any]]:
+        """Return all rows of a run as JSON values, the run's own first; bodies stay sealed."""
+        ...
+
+    async def import_run(self, lines: Sequence[dict[str, Any]]) -> RunRow:
+        """Insert an exported run; one that has not ended stands still until it gets a message.
+
+        Raises:
+            UsageError: another run has its id. CorruptHistoryError: its hashes are wrong.
+        """
+        ...
+
+    async def checkup(self) -> Checkup:
+        """Return facts about the database, and what is wrong with it."""
+        ...
+
     # -- verbs of the worker
-    async def claim(self, worker_id: str, *, now_ms: int, limit: int,
-                    workflows: Sequence[str] | None = None) -> list[Claimed]:
+    async def claim(
+        self, worker_id: str, *, now_ms: int, limit: int, workflows: Sequence[str] | None = None
+    ) -> list[Claimed]:
         """Take runs that want attention: due, free or left by a dead owner; oldest first."""
         ...
 

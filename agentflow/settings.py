@@ -28,6 +28,8 @@ class Settings:
         encryption_key: Base64 key of 32 bytes: bodies are encrypted (extra ``crypto``).
         max_payload_bytes: Largest value that is recorded, in bytes of JSON.
         quarantine_after: Number of workers that a run may kill in a row; 0 = no limit.
+        modules: Modules and files of workflows that the command line imports; in the
+            environment separated by commas. Files are relative to `pyproject.toml`.
         secrets: Known secret values by name; scrubbed before anything is written.
     """
 
@@ -37,6 +39,7 @@ class Settings:
     encryption_key: str = field(default="", repr=False)
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
     quarantine_after: int = 3
+    modules: tuple[str, ...] = ()
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def with_flags(self, **flags: Any) -> Settings:
@@ -69,6 +72,8 @@ def read_settings(
     for name in ("max_payload_bytes", "quarantine_after"):
         if name in found:
             found[name] = _number(name, found[name])
+    if "modules" in found:
+        found["modules"] = _names("modules", found["modules"])
     if found.get("durability", "full") not in {"full", "process"}:
         msg = f"durability is {found['durability']!r}"
         raise SettingsError(msg, hint="Use full or process.")
@@ -87,6 +92,15 @@ def _number(name: str, value: object) -> int:
     return number
 
 
+def _names(name: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(word for word in (part.strip() for part in value.split(",")) if word)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    msg = f"{name} is {value!r}"
+    raise SettingsError(msg, hint="Use a list of module names and files.")
+
+
 def _from_file(start: Path) -> Mapping[str, Any]:
     for folder in (start, *start.parents):
         file = folder / "pyproject.toml"
@@ -97,5 +111,14 @@ def _from_file(start: Path) -> Mapping[str, Any]:
             except (OSError, tomllib.TOMLDecodeError):
                 return {}  # somebody else's broken file; their own tools will say so
             section = data.get("tool", {}).get("agentflow", {})
-            return section if isinstance(section, dict) else {}
+            return _placed(section, folder) if isinstance(section, dict) else {}
     return {}
+
+
+def _placed(section: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
+    """Return *section* with the files among its modules as paths from *folder*."""
+    modules = section.get("modules")
+    if not isinstance(modules, list):
+        return section
+    placed = [str(folder / m) if str(m).endswith(".py") else m for m in modules]
+    return {**section, "modules": placed}

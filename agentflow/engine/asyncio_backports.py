@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 
-async def task_group_aexit(  # noqa: C901, PLR0912, PLR0915 -- CPython's code, kept in its shape
+async def task_group_aexit(  # noqa: C901, PLR0912 -- CPython's code, kept in its shape
     self: Any,
     exc_type: type[BaseException] | None,
     exc: BaseException | None,
@@ -57,7 +57,7 @@ async def task_group_aexit(  # noqa: C901, PLR0912, PLR0915 -- CPython's code, k
             self._errors = None
 
 
-async def condition_wait(self: Any) -> bool:  # noqa: PLR0912, PLR0915
+async def condition_wait(self: Any) -> bool:
     """Wait to be notified: ``Condition.wait``."""
     if not self.locked():
         raise RuntimeError("cannot wait on un-acquired lock")

@@ -45,10 +45,32 @@ class Call:
     """
 
     __slots__ = (
-        "activity_call", "approval_id", "approved", "attempt", "attempt_base", "cancel_recorded", "child_id",
-        "edited", "fingerprint", "future", "key", "kind", "outcome", "parts", "payload",
-        "provider_ref", "recorded", "retry_at_ms", "returns", "scheduled_at_ms", "state",
-        "timer", "workflow", "on_parent_end", "question", "annotation",
+        "activity_call",
+        "annotation",
+        "approval_id",
+        "approved",
+        "attempt",
+        "attempt_base",
+        "cancel_recorded",
+        "child_id",
+        "edited",
+        "fingerprint",
+        "future",
+        "key",
+        "kind",
+        "on_parent_end",
+        "outcome",
+        "parts",
+        "payload",
+        "provider_ref",
+        "question",
+        "recorded",
+        "retry_at_ms",
+        "returns",
+        "scheduled_at_ms",
+        "state",
+        "timer",
+        "workflow",
     )  # fmt: skip
 
     def __init__(self, key: str, kind: CallKind) -> None:

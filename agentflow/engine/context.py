@@ -11,13 +11,11 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
+from agentflow.engine.definition import ActivityDefinition, Definition
 from agentflow.errors import UsageError
-
-if TYPE_CHECKING:
-    from agentflow.engine.definitions import Activity, Workflow
 
 T = TypeVar("T")
 
@@ -67,7 +65,7 @@ class ActivityCall:
         question: What that person is asked.
     """
 
-    activity: Activity[..., Any]
+    activity: ActivityDefinition[..., Any]
     arguments: Mapping[str, Any]
     key: str | None = None
     label: str = ""
@@ -79,7 +77,7 @@ class ActivityCall:
 class ChildCall:
     """The start of a child run as code asked for it."""
 
-    workflow: Workflow[..., Any]
+    workflow: Definition[..., Any]
     arguments: Mapping[str, Any]
     id: str | None = None
     key: str | None = None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from asyncio import tasks
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import AsyncGeneratorType
 from typing import Any, Final
 
@@ -16,9 +17,55 @@ AsyncGen = AsyncGeneratorType[Any, Any]
 # How often a task may swallow Evicted before it is given up (DESIGN, "Eviction").
 _MAX_THROWS: Final = 3
 
-# What refused to end when it was evicted. Held for ever: the garbage collector would otherwise run
-# its `finally` at some later time, inside whatever is running then.
 _QUARANTINE: Final[list[object]] = []
+
+
+def _quarantine(what: object) -> None:
+    """Hold for ever what refused to end.
+
+    The garbage collector would run its ``finally`` at some later time, inside whatever is running
+    then; and so would the end of the interpreter, where code that catches everything in a loop
+    spins for ever on modules that are gone (seen on 3.12). One reference more than anyone gives
+    back keeps it out of both.
+    """
+    _QUARANTINE.append(what)
+    try:
+        # Imported here, in the one case that needs it: it takes milliseconds.
+        ctypes = importlib.import_module("ctypes")
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(what))
+    except (ImportError, AttributeError):  # an interpreter without ctypes, or without CPython's API
+        return
+
+
+class HeldAsyncGens:
+    """The async generators of one loop, from their first use until they are exhausted.
+
+    Held, because ``break`` out of ``async for`` would otherwise run a ``finally`` when the last
+    reference goes, and that time is moved by a traceback, a debugger or another interpreter.
+    """
+
+    __slots__ = ("_limit", "held")
+
+    def __init__(self) -> None:
+        self.held: list[AsyncGen] = []
+        self._limit = 64
+
+    def hold(self, agen: Any) -> None:
+        """Take a generator at its first use: the ``firstiter`` hook."""
+        self.held.append(agen)
+        if len(self.held) > self._limit:
+            self.held = [a for a in self.held if a.ag_frame is not None]
+            self._limit = max(64, 2 * len(self.held))
+
+    def take_closable(self) -> Iterator[AsyncGen]:
+        """Yield, and let go, each generator that waits at a ``yield``, also one begun meanwhile."""
+        while closable := [a for a in self.held if a.ag_frame is not None and not a.ag_running]:
+            self.held = [a for a in self.held if a not in closable]
+            yield from closable
+
+
+def let_go(_agen: Any) -> None:
+    """Let the memory of a generator go without running it: the ``finalizer`` hook."""
 
 
 def unwind_task(
@@ -45,7 +92,7 @@ def unwind_task(
                 return True
     finally:
         tasks._leave_task(loop, task)  # noqa: SLF001
-    _QUARANTINE.append(coro)
+    _quarantine(coro)
     return False
 
 
@@ -69,7 +116,7 @@ def unwind_asyncgen(agen: AsyncGen, interrupts: list[BaseException]) -> bool:
             _throw(step.throw, interrupts)
     if agen.ag_frame is None:
         return True
-    _QUARANTINE.append(agen)
+    _quarantine(agen)
     return False
 
 

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from agentflow.codec import Bodies, Codec, Parts, Payload, to_json
-from agentflow.engine.definitions import Definition
+from agentflow.engine.definition import Definition
 from agentflow.errors import PayloadError
 
 _DIFF_LINES = 40  # enough to see what was edited; the whole request is in `show --messages`

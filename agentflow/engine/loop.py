@@ -26,7 +26,7 @@ from agentflow.engine.asyncio_twins import (
     refuse_stock_gather,
 )
 from agentflow.engine.doors import enter_activation, leave_activation
-from agentflow.engine.eviction import AsyncGen, unwind_asyncgen, unwind_task
+from agentflow.engine.eviction import HeldAsyncGens, let_go, unwind_asyncgen, unwind_task
 from agentflow.engine.keys import Lineage, find_lineage, lineage_var
 from agentflow.engine.refusals import refuse_methods
 from agentflow.engine.task import (
@@ -103,8 +103,7 @@ class WorkflowLoop(_LoopBase):
         self._ready: deque[asyncio.Handle] = deque()
         self._tasks: list[WorkflowTask[Any]] = []
         self._tasks_limit = 64
-        self._asyncgens: list[AsyncGen] = []
-        self._asyncgens_limit = 64
+        self._asyncgens = HeldAsyncGens()
         # Two counts: how many futures a primitive makes may differ between Python versions, and
         # that must not move the tasks in a set.
         self._task_order = 0
@@ -328,7 +327,7 @@ class WorkflowLoop(_LoopBase):
         self._thread = threading.get_ident()
         enter_activation()
         try:
-            sys.set_asyncgen_hooks(firstiter=self._on_asyncgen, finalizer=_ignore)  # type: ignore[arg-type]
+            sys.set_asyncgen_hooks(self._asyncgens.hold, let_go)
             events._set_running_loop(self)  # noqa: SLF001
             yield
         finally:
@@ -414,35 +413,20 @@ class WorkflowLoop(_LoopBase):
 
     # --- async generators -------------------------------------------------------------------
 
-    def _on_asyncgen(self, agen: AsyncGen) -> None:
-        # Held from its first use until it is exhausted: `break` out of `async for` would otherwise
-        # run its `finally` when the last reference goes, which a traceback or a debugger moves.
-        self._asyncgens.append(agen)
-        if len(self._asyncgens) > self._asyncgens_limit:
-            self._asyncgens = [a for a in self._asyncgens if a.ag_frame is not None]
-            self._asyncgens_limit = max(64, 2 * len(self._asyncgens))
-
     async def shutdown_asyncgens(self) -> None:
         """Close the generators that the code left open, in the order of their first use.
 
         Run it as a task when the others have ended: only then does the ``finally`` of a generator
         run that the code broke out of. Write ``contextlib.aclosing(…)`` to have it run earlier.
         """
-        while pending := [
-            a for a in self._asyncgens if a.ag_frame is not None and not a.ag_running
-        ]:
-            self._asyncgens = [a for a in self._asyncgens if a not in pending]
-            for agen in pending:
-                try:
-                    await agen.aclose()
-                except Exception as error:  # noqa: BLE001 -- one bad generator, not all
-                    self.call_exception_handler(
-                        {
-                            "message": f"Exception while closing {agen.__qualname__}",
-                            "exception": error,
-                            "asyncgen": agen,
-                        }
-                    )
+        for agen in self._asyncgens.take_closable():
+            try:
+                await agen.aclose()
+            except Exception as error:  # noqa: BLE001 -- one bad generator, not all
+                message = f"Exception while closing {agen.__qualname__}"
+                self.call_exception_handler(
+                    {"message": message, "exception": error, "asyncgen": agen}
+                )
 
     # --- leaving ----------------------------------------------------------------------------
 
@@ -466,7 +450,7 @@ class WorkflowLoop(_LoopBase):
         unfinished = self.unfinished_tasks()
         self.evicting = self._refusing = True
         self._ready.clear()
-        if unfinished or self._asyncgens:
+        if unfinished or self._asyncgens.held:
             with self._as_running():
                 for task in reversed(unfinished):
                     self._refusals = 0
@@ -474,7 +458,7 @@ class WorkflowLoop(_LoopBase):
                         stuck.append(task.lineage.path)
                 stuck += [
                     agen.__qualname__
-                    for agen in reversed(self._asyncgens)
+                    for agen in reversed(self._asyncgens.held)
                     if not unwind_asyncgen(agen, interrupts)
                 ]
         for task in self._tasks:
@@ -483,7 +467,7 @@ class WorkflowLoop(_LoopBase):
                 task._log_traceback = False  # noqa: SLF001
         self._ready.clear()
         self._tasks.clear()
-        self._asyncgens.clear()
+        self._asyncgens.held.clear()
         self.evicting = False
         self._closed = True
         if interrupts:
@@ -517,10 +501,6 @@ class WorkflowLoop(_LoopBase):
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         """Do nothing: there is no executor."""
-
-
-def _ignore(_agen: AsyncGen) -> None:
-    """Let a generator go without running it; it was held until nothing could be gained."""
 
 
 refuse_methods(WorkflowLoop)

@@ -156,7 +156,7 @@ class Machine:
         self._index_void()
         for event in self.history.effective:
             self.live = event.seq > self.applied_seq
-            self._now_ms = event.time_ms
+            self._now_ms = max(self._now_ms, event.time_ms)
             if self._apply(event) and self.parking is None:
                 self._drain()
             if self.parking is not None:
@@ -316,7 +316,7 @@ class Machine:
 
     # --- one event --------------------------------------------------------------------------
 
-    def _apply(self, event: ev.AnyEvent, arrival: Arrival | None = None) -> bool:  # noqa: C901, PLR0911, PLR0912 -- one arm per event kind, in one place on purpose
+    def _apply(self, event: ev.AnyEvent, arrival: Arrival | None = None) -> bool:  # noqa: C901, PLR0912 -- one arm per event kind, in one place on purpose
         """Apply *event*; return whether code can see it, so that a drain must follow."""
         self.loop.advance(event.time_ms)
         match event:
@@ -434,7 +434,9 @@ class Machine:
         future = call.future
         assert future is not None  # noqa: S101 -- callers have looked
         try:
-            if arrival is not None and arrival.has_value:
+            if isinstance(event, ev.ActivityFailed) and arrival is not None and arrival.has_value:
+                future.set_exception(activity_error(arrival.value))
+            elif arrival is not None and arrival.has_value:
                 future.set_result(arrival.value)
             elif isinstance(event, ev.ActivityCompleted):
                 future.set_result(self._value(event.payload, call.returns, f"{call.name}() result"))
@@ -612,7 +614,11 @@ class Machine:
         definition = self._definition(call)
         if definition is not None and recorded.payload is not None:
             again = refreshed(definition, recorded.payload, self.codec, self.bodies)
-            if again is not None and call.payload is not None and again.digest == call.payload.digest:
+            if (
+                again is not None
+                and call.payload is not None
+                and again.digest == call.payload.digest
+            ):
                 return True
         if self._on_mismatch == "reuse":
             self._notes.append(ev.MismatchAccepted(key=call.key, fingerprint=call.fingerprint))
@@ -799,7 +805,9 @@ class Machine:
 
     def doubts(self) -> list[Call]:
         """Return calls whose attempt was in flight when their worker died."""
-        return [c for c in self._open_calls.values() if c.kind == "activity" and c.state == "started"]
+        return [
+            c for c in self._open_calls.values() if c.kind == "activity" and c.state == "started"
+        ]
 
     def doubt(self, call: Call, now_ms: int) -> None:
         """Record that the attempt's outcome is unknown, and do what its policy says."""
@@ -864,9 +872,10 @@ class Machine:
     def fail(self, call: Call, error: BaseException, now_ms: int) -> None:
         """Settle *call* as failed for good."""
         parts = Parts()
-        payload = self.codec.encode(failure_of(error), Failure, parts, what="failure")
+        failure = failure_of(error)
+        payload = self.codec.encode(failure, Failure, parts, what="failure")
         draft = ev.ActivityFailed(key=call.key, payload=payload, attempt=call.attempt)
-        self._arrive(Arrival(event=draft, parts=parts), now_ms)
+        self._arrive(Arrival(event=draft, value=failure, has_value=True, parts=parts), now_ms)
 
     def start_again(self, call: Call) -> None:
         """Let a doubtful call run once more (reconcile found that it had not happened)."""
@@ -917,11 +926,16 @@ class Machine:
     def waits_for(self) -> str:
         """Return in words what the run waits for."""
         words = [
-            f"approval: {c.question or c.name}" for c in self._open_calls.values() if c.approval_id
-            and c.state != "started"
+            f"approval: {c.question or c.name}"
+            for c in self._open_calls.values()
+            if c.approval_id and c.state != "started"
         ]
-        words += [f"signal {n}" for n, w in self._waiters.items() if any(not f.done() for f, _ in w)]
-        words += [f"child {c.child_id[:13]}" for c in self._open_calls.values() if c.kind == "child"]
+        words += [
+            f"signal {n}" for n, w in self._waiters.items() if any(not f.done() for f, _ in w)
+        ]
+        words += [
+            f"child {c.child_id[:13]}" for c in self._open_calls.values() if c.kind == "child"
+        ]
         if (wake := self.next_wake_ms()) is not None:
             words.append(f"timer {_iso(wake)}")
         return ", ".join(words[:4]) + (", …" if len(words) > 4 else "")  # noqa: PLR2004
@@ -952,7 +966,9 @@ class Machine:
 
     def in_flight(self) -> list[Call]:
         """Return the attempts that are still running."""
-        return [c for c in self._open_calls.values() if c.kind == "activity" and c.state == "started"]
+        return [
+            c for c in self._open_calls.values() if c.kind == "activity" and c.state == "started"
+        ]
 
     def finish(self, now_ms: int) -> Ending:
         """Record the end of the function: the last event, or the first of a new segment.
@@ -1068,7 +1084,9 @@ class Machine:
 
     def child_id(self, key: str) -> str:
         """Return the id of the child run that *key* starts: the same on every replay."""
-        return str(uuid.uuid5(_SPACE, f"{self.info.project}\0{self.info.id}\0{self._segment}\0{key}"))
+        return str(
+            uuid.uuid5(_SPACE, f"{self.info.project}\0{self.info.id}\0{self._segment}\0{key}")
+        )
 
     def stream(self, path: str) -> RandomStream:
         """Return the stream of draws of a task path, from the run's seed and its cuts."""

@@ -5,20 +5,57 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from uuid import UUID
 
-from agentflow.codec import Parts
+from agentflow.codec import Codec, Parts
 from agentflow.engine.calls import Call, CallFuture
 from agentflow.engine.context import ActivityCall, ChildCall, Decision, RandomStream, RunInfo
 from agentflow.engine.ending import ContinueAsNew
 from agentflow.engine.fingerprint import fingerprint
 from agentflow.engine.keys import current_lineage
+from agentflow.engine.loop import WorkflowLoop
 from agentflow.errors import DuplicateKeyError, Evicted, UsageError
 from agentflow.history import events as ev
 
-if TYPE_CHECKING:
-    from agentflow.engine.replay import Machine
+
+class Asked(Protocol):
+    """What the door needs of the machine behind it."""
+
+    info: RunInfo
+    loop: WorkflowLoop
+    codec: Codec
+    live: bool
+    deaf: bool
+    calls: dict[str, Call]
+    patches: dict[str, bool]
+    queries: dict[str, Callable[..., Any]]
+    attributes: dict[str, Any]
+
+    def ask(self, call: Call) -> CallFuture:
+        """Register a call."""
+        ...
+
+    def drop(self, call: Call) -> None:
+        """Take note that code wants *call* to end."""
+        ...
+
+    def note(self, event: ev.AnyEvent) -> None:
+        """Record a fact that code states."""
+        ...
+
+    def next_signal(self, name: str, annotation: Any) -> CallFuture:
+        """Return the next signal of *name*."""
+        ...
+
+    def child_id(self, key: str) -> str:
+        """Return the id of the child run that *key* starts."""
+        ...
+
+    def stream(self, path: str) -> RandomStream:
+        """Return the stream of draws of a task path."""
+        ...
+
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -26,7 +63,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 class MachineContext:
     """The door of one run."""
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Asked) -> None:
         self._machine = machine
 
     @property
@@ -39,7 +76,7 @@ class MachineContext:
         """Whether this code has run before."""
         return not self._machine.live
 
-    def _open(self) -> Machine:
+    def _open(self) -> Asked:
         if self._machine.loop.evicting:
             raise Evicted
         if self._machine.deaf:

@@ -35,7 +35,6 @@ class Handle(asyncio.Handle):
 
     __slots__ = ()
 
-    _args: tuple[Any, ...]
     _callback: Callback
     _context: Context
 
@@ -72,8 +71,11 @@ class DurableTimer(asyncio.TimerHandle):
 
     # Base TimerHandles are equal when they are due at the same time and do the same; the host
     # keeps these in tables, where each is itself alone.
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def __repr__(self) -> str:
         return f"<DurableTimer {self.key} due_ms={self.due_ms}>"
@@ -95,7 +97,7 @@ class WorkflowTask(asyncio.Task[_T]):
 
     __slots__ = ("_order", "_parent", "lineage", "own_context")
 
-    def __init__(  # noqa: PLR0913 -- made in one place only, WorkflowLoop.create_task
+    def __init__(
         self,
         coro: Coroutine[Any, Any, _T],
         *,

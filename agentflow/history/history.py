@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from agentflow.errors import CorruptHistoryError, UsageError
 from agentflow.history.events import (
@@ -16,6 +17,7 @@ from agentflow.history.events import (
     RunContinued,
     RunReopened,
     RunStarted,
+    SignalReceived,
 )
 
 
@@ -49,7 +51,7 @@ def history_of(events: Sequence[AnyEvent]) -> History:
     if not events or not isinstance(events[0], RunStarted):
         msg = "the history does not begin with RunStarted"
         raise CorruptHistoryError(msg)
-    for before, after in zip(events[1:], events[2:], strict=False):
+    for before, after in pairwise(events[1:]):
         if after.seq != before.seq + 1:
             msg = f"event {before.seq + 1} is missing: {before.seq} is followed by {after.seq}"
             raise CorruptHistoryError(msg)
@@ -61,8 +63,11 @@ def history_of(events: Sequence[AnyEvent]) -> History:
             effective, void = [event], []
         elif isinstance(event, RunReopened):
             kept = [e for e in effective if e.seq <= event.at_seq]
-            void.extend(e for e in effective if e.seq > event.at_seq)
-            effective = [*kept, event]
+            later = [e for e in effective if e.seq > event.at_seq]
+            # What others sent stays sent: a cut makes the run's own course void, not its mail.
+            mail = [e for e in later if isinstance(e, SignalReceived)]
+            void.extend(e for e in later if not isinstance(e, SignalReceived))
+            effective = [*kept, event, *mail]
             cuts.append(event.seq)
         else:
             effective.append(event)
@@ -104,4 +109,4 @@ def cut(history: History, at_seq: int) -> int:
     if not kept or at_seq > history.last_seq:
         msg = f"event {at_seq} is not in the run's present course"
         raise UsageError(msg, hint="Choose another event: `agentflow show RUN --events`.")
-    return next((e.seq for e in reversed(kept) if e.outcome), kept[0].seq) - 1
+    return max((e.seq for e in kept if e.outcome), default=kept[0].seq) - 1

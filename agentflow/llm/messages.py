@@ -206,9 +206,24 @@ class Messages:
             count -= take
         return self._of(tuple(reversed(kept)))
 
+    def between(self, start: int, stop: int) -> Self:
+        """Return the messages from *start* up to *stop*, as a slice would; nothing is copied."""
+        kept: list[tuple[_Link, int]] = []
+        for head, length in self._spans:
+            first, end = max(start, 0), min(stop, length)
+            if first < end:
+                link = head
+                for _ in range(length - end):
+                    assert link.parent is not None  # noqa: S101 -- a span has all its messages
+                    link = link.parent
+                kept.append((link, end - first))
+            start, stop = start - length, stop - length
+        return self._of(tuple(kept))
+
     def after(self, prefix: Iterable[Message]) -> Self:
         """Return *prefix* followed by this conversation (compaction keeps a tail this way)."""
-        return self._of((*type(self)(prefix)._spans, *self._spans))  # noqa: SLF001 -- own class
+        before = prefix if isinstance(prefix, Messages) else type(self)(prefix)
+        return self._of((*before._spans, *self._spans))  # noqa: SLF001 -- own class
 
     def __iter__(self) -> Iterator[Message]:
         """Yield the messages, oldest first."""
@@ -219,6 +234,15 @@ class Messages:
                 links.append(link)
                 link = link.parent
             yield from (one.message for one in reversed(links))
+
+    def __reversed__(self) -> Iterator[Message]:
+        """Yield the messages, newest first, each when it is asked for."""
+        for head, count in reversed(self._spans):
+            link: _Link | None = head
+            for _ in range(count):
+                assert link is not None  # noqa: S101 -- a span has all its messages
+                yield link.message
+                link = link.parent
 
     def __len__(self) -> int:
         """Return the number of messages."""

@@ -25,6 +25,8 @@ class ModelResponse:
         service_tier: Tier as served, if the vendor said.
         context: Facts that change the price: speed, region, batch.
         raw: The vendor's response without what `message` already holds.
+        cost_pico_usd: What it cost when it was asked, in pico-USD; None where that is not known
+            in full. The ledger has the lines.
     """
 
     message: Annotated[Message, Stored()]
@@ -36,3 +38,4 @@ class ModelResponse:
     service_tier: str | None = None
     context: dict[str, str] = field(default_factory=dict)
     raw: Annotated[dict[str, Any], Stored()] = field(default_factory=dict)
+    cost_pico_usd: int | None = None

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -237,6 +238,7 @@ class SdkProvider(ABC):
             await stream.close()
 
     def _understood(self, received: Received, about: Vendor, call: ProviderCall) -> ModelResponse:
+        received = replace(received, answer=_storable(received.answer))
         self._check(received, about)
         try:
             return self._read(received)
@@ -278,6 +280,28 @@ def _translated(about: Vendor, call: ProviderCall) -> Iterator[None]:
         if error is None or error is exc:
             raise
         raise error from (exc if about.may_be_cause(exc) else None)
+
+
+def _storable(value: Any) -> Any:
+    """Return JSON data without what cannot be stored: half surrogate pairs, NaN, infinity.
+
+    Streams cut characters in two; put together they are one again.
+    """
+    match value:
+        case str():
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {_storable(name): _storable(item) for name, item in value.items()}
+        case list():
+            return [_storable(item) for item in value]
+        case _:
+            return value
 
 
 def request_id_of(headers: Mapping[str, str]) -> str | None:

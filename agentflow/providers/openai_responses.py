@@ -7,6 +7,7 @@ travels with it instead, encrypted, as `ReasoningPart.raw`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import openai
@@ -102,8 +103,9 @@ class OpenAIResponses(SdkProvider):
             return
         error.request_id = received.request_id
         error.data.update(request_id=received.request_id, response_id=answer.get("id"))
-        if answer.get("usage"):  # a failure may be billed: the ledger wants to know
-            error.data["usage"] = answer["usage"]
+        usage = read_usage(answer)
+        if usage is not None:  # a failure may be billed: the ledger wants to know
+            error.data.update(usage=answer["usage"], normal_usage=asdict(usage))
         raise error
 
     def _read(self, received: Received) -> ModelResponse:

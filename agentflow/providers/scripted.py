@@ -44,6 +44,7 @@ from agentflow.llm.stream import Delta
 from agentflow.llm.usage import Usage
 from agentflow.protocols import ProviderCall
 from agentflow.providers.exchange import model_name
+from agentflow.sync_point import sync_point
 
 _BYTES_PER_TOKEN = 4  # the rule of thumb for English; what matters is that it never changes
 _IMAGE_TOKENS = 258  # one number for every image
@@ -145,12 +146,14 @@ class Scripted:
         reference = f"scripted_{_digest(request)}"
         if call.on_ref is not None:
             call.on_ref(reference)
+        sync_point("provider.before_answer")
         turn = await _resolve(found, request, call)
         if isinstance(turn, ModelResponse):
             response = turn
         else:
             response = _response(_message(turn, reference), request, reference)
         await self._show(response.message, call.on_delta)
+        sync_point("provider.after_answer")
         return response
 
     async def close(self) -> None:

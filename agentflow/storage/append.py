@@ -18,13 +18,24 @@ from agentflow.history.events import AnyEvent
 from agentflow.protocols import ENDED, Append, Appended, Message, Start
 from agentflow.storage import approvals, inbox, ledger, runs
 from agentflow.storage.payloads import write_parts
-from agentflow.storage.plan import ENDS, Encoded, Planned, State, needs_inbox, plan, settle_early
+from agentflow.storage.plan import (
+    ENDS,
+    Encoded,
+    Planned,
+    State,
+    needs_inbox,
+    plan,
+    run_row,
+    settle_early,
+)
 from agentflow.storage.schema import events
 from agentflow.storage.schema import runs as table
 from agentflow.storage.statement import ByKeys, Hot, Row, Tx, insert_rows
+from agentflow.sync_point import sync_point
 
 STATE_COLUMNS = (
-    table.c.pk, table.c.project, table.c.id, table.c.epoch, table.c.owner, table.c.status,
+    table.c.pk, table.c.project, table.c.id, table.c.epoch, table.c.owner,
+    table.c.wake_at_ms, table.c.status,
     table.c.paused, table.c.cancel, table.c.next_seq, table.c.segment_seq,
     table.c.updated_at_ms, table.c.ended_at_ms, table.c.kill_count, table.c.children,
     table.c.ledger_count, table.c.last_batch_id, table.c.last_answer, table.c.chain_hash,
@@ -38,8 +49,8 @@ FENCE = (
     table.c.next_seq == bindparam("next_seq_"),
 )
 RUN_VALUES = (
-    "status", "wait", "error", "attributes", "updated_at_ms", "ended_at_ms", "wake_at_ms",
-    "next_seq", "applied_seq", "segment_seq", "owner", "cancel", "kill_count", "children",
+    "status", "wait", "error", "attributes", "updated_at_ms", "ended_at_ms",
+    "next_seq", "applied_seq", "segment_seq", "cancel", "kill_count", "children",
     "ledger_count", "last_batch_id", "last_answer", "chain_hash", "output_seq",
 )  # fmt: skip
 UPDATE_RUN = Hot(
@@ -56,6 +67,12 @@ UPDATE_RUN = Hot(
     "epoch_",
     "next_seq_",
 )
+UPDATE_OWNER = Hot(
+    lambda _: table.update()
+    .where(table.c.pk == bindparam("pk_"))
+    .values(wake_at_ms=bindparam("wake_at_ms"), owner=bindparam("owner")),
+    "wake_at_ms", "owner", "pk_",
+)  # fmt: skip
 
 
 def append(tx: Tx, appends: Sequence[Encoded]) -> list[Appended | Exception]:
@@ -98,9 +115,12 @@ def append_alone(tx: Tx, encoded: Encoded) -> Appended | Exception:
         return done
     write(tx, [done])
     runs.insert_children(tx, state, encoded.batch)
+    sync_point("append.after_children")
     if done.terminal is not None:
         tell_parent(tx, state, done.terminal)
-        cancel_children(tx, state)
+        sync_point("append.after_parent")
+        if state.children or encoded.batch.children:
+            cancel_children(tx, state)
     return done.answer
 
 
@@ -139,17 +159,29 @@ def write(tx: Tx, planned: Sequence[Planned]) -> None:
     """
     if not planned:
         return
-    changed = tx.many(UPDATE_RUN, [p.run for p in planned])
+    # The index over owner and wake_at_ms is touched only where one of them changes.
+    owners = [
+        (p.wake_at_ms, None if p.answer.released else p.state.owner, p.state.pk)
+        for p in planned
+        if p.answer.released or p.wake_at_ms != p.state.wake_at_ms
+    ]
+    tx.many(UPDATE_OWNER, owners)
+    tx.news = tx.news or any(wake == 0 and owner is None for wake, owner, _ in owners)
+    changed = tx.many(UPDATE_RUN, [run_row(p) for p in planned])
     if changed != len(planned):
         msg = f"{len(planned) - changed} of {len(planned)} runs went on without this writer"
         raise FencedError(msg)
     rows: list[Row] = []
     for p in planned:
         rows += p.events
+    sync_point("append.after_fence")
     tx.many(INSERT_EVENT, rows)
+    sync_point("append.after_events")
     write_parts(tx, [p.batch.parts for p in planned])
+    sync_point("append.after_payloads")
     inbox.finish(tx, [(row, p.state.pk) for p in planned for row in p.batch.inbox_done])
     approvals.note(tx, planned)
+    sync_point("append.before_ledger")
     ledger.write(tx, planned)
 
 
@@ -169,8 +201,6 @@ def tell_parent(tx: Tx, state: State, terminal: AnyEvent) -> None:
 
 def cancel_children(tx: Tx, state: State) -> None:
     """Ask the children to end that shall not outlive this run."""
-    if not state.children:
-        return
     message = Message(
         id=f"parent:{state.pk}:{state.output_seq}", kind="cancel", name="the parent run ended"
     )

@@ -15,6 +15,7 @@ from agentflow.storage.payloads import stored_payload
 from agentflow.storage.plan import Planned
 from agentflow.storage.schema import approvals, events, runs
 from agentflow.storage.statement import Hot, Row, Tx, const, consts, insert_rows
+from agentflow.sync_point import sync_point
 
 COLUMNS = (
     approvals.c.id, runs.c.id.label("run_id"), runs.c.project, approvals.c.key,
@@ -177,6 +178,7 @@ def decide(tx: Tx, wanted: Decision) -> Approval:
         how = "is void: its run has moved on" if found.status == "void" else f"was {found.status}"
         msg = f"approval {found.id} {how}"
         raise UsageError(msg)
+    sync_point("decide.before_message")
     inbox.put(tx, run_pk, message, name=found.id)
     return approval_of(find(tx, wanted.project, found.id))
 

@@ -22,6 +22,7 @@ from agentflow.clock import Clock
 from agentflow.errors import StoreError
 from agentflow.storage.dialect import Dialect, Faults, Wake
 from agentflow.storage.statement import Cursor, Tx
+from agentflow.sync_point import sync_point
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -161,7 +162,9 @@ class Database:
             self._watch()
         assert self._conn is not None  # noqa: S101 -- _connect ran before the thread began
         assert self._cursor is not None  # noqa: S101
+        sync_point("close.before_checkpoint")
         self.dialect.finish(self._cursor)
+        sync_point("close.after_checkpoint")
         self._conn.close()
 
     def _take(self) -> list[Job | None]:
@@ -200,6 +203,7 @@ class Database:
             results, news = self._transact(jobs)
         except Exception as e:  # noqa: BLE001 -- handed to the callers
             results = [self._failure(e) for _ in jobs]
+        sync_point("commit.before_reply")
         deliver(jobs, results)
         if news:
             self._wake()
@@ -231,11 +235,14 @@ class Database:
         assert cursor is not None  # noqa: S101
         tx = Tx(conn, cursor, self.dialect, self._clock.now_ms())
         with self.dialect.writing():
+            sync_point("commit.before_begin")
             cursor.execute(self.dialect.begin_write)
             try:
                 results = self._run(tx, jobs)
                 self._faults.before_commit()
+                sync_point("commit.before")
                 cursor.execute("COMMIT")
+                sync_point("commit.after")
             except BaseException:
                 self._roll_back(cursor)
                 raise

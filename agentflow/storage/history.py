@@ -37,6 +37,18 @@ SEGMENT = Hot(
     "from_",
 )
 
+AFTER = Hot(
+    lambda _: (
+        select(*COLUMNS)
+        .where(events.c.run_pk == bindparam("run_pk_"), events.c.seq > bindparam("after_"))
+        .order_by(events.c.seq)
+        .limit(bindparam("limit_"))
+    ),
+    "run_pk_",
+    "after_",
+    "limit_",
+)
+
 
 def read(tx: Tx, run_pk: int, *, whole: bool = False) -> StoredHistory:
     """Return `RunStarted` and the last segment (or all of it) with the bodies for replay.
@@ -56,6 +68,11 @@ def read(tx: Tx, run_pk: int, *, whole: bool = False) -> StoredHistory:
     decoded = tuple(decode(run_id, row) for row in rows)
     wanted = decoded if whole else [e for e in decoded if e.outcome]
     return StoredHistory(events=decoded, bodies=read_bodies(tx, digests_of(wanted)))
+
+
+def after(tx: Tx, run_pk: int, seq: int, limit: int) -> list[AnyEvent]:
+    """Return the events of a run behind *seq*, at most *limit*, oldest first."""
+    return [decode(str(run_pk), row) for row in tx.rows(AFTER, run_pk, seq, limit)]
 
 
 def check_gapless(run_id: str, seqs: Sequence[int], start: int, next_seq: int) -> None:

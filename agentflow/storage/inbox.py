@@ -6,13 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import Update, bindparam, select
+from sqlalchemy import Update, bindparam, case, select
 
 from agentflow.errors import NotFoundError, RunEndedError
-from agentflow.protocols import ENDED, InboxRow, Message
+from agentflow.protocols import ENDED, PARKED, InboxRow, Message
 from agentflow.storage.payloads import dumps, payload_of, payload_text, write_parts
 from agentflow.storage.schema import inbox, runs
 from agentflow.storage.statement import ByKeys, Hot, Row, Tx, const
+from agentflow.sync_point import sync_point
 
 WAITING = ByKeys(
     lambda keys: select(inbox.c.run_pk, inbox.c.row, inbox.c.kind).where(
@@ -64,11 +65,30 @@ def _wake(**values: int) -> Hot:
     return Hot(lambda _: make(), "pk_")
 
 
+def _unpark() -> Hot:
+    """Let a run go on: a parked one is pending again, so that nobody takes it for parked."""
+
+    def make() -> Update:
+        parked = runs.c.status.in_([const(status) for status in sorted(PARKED)])
+        return (
+            runs.update()
+            .where(runs.c.pk == bindparam("pk_"))
+            .values(
+                wake_at_ms=const(0),
+                paused=const(0),
+                kill_count=const(0),
+                status=case((parked, const("pending")), else_=runs.c.status),
+            )
+        )
+
+    return Hot(lambda _: make(), "pk_")
+
+
 WAKE = _wake(wake_at_ms=0)
 WAKE_BY_KIND = {
     "cancel": _wake(wake_at_ms=0, cancel=1),
     "pause": _wake(wake_at_ms=0, paused=1),
-    "unpause": _wake(wake_at_ms=0, paused=0),
+    "unpause": _unpark(),
 }
 
 
@@ -112,6 +132,7 @@ def put(tx: Tx, run_pk: int, message: Message, *, name: str | None = None) -> No
     if tx.run(INSERT, *row) == 0:
         return
     write_parts(tx, [message.parts])
+    sync_point("inbox.before_wake")
     tx.run(WAKE_BY_KIND.get(message.kind, WAKE), run_pk)
     tx.news = True
 

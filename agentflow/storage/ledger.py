@@ -163,7 +163,9 @@ def count(condition: ColumnElement[bool]) -> ColumnElement[int]:
     return func.coalesce(func.sum(case((condition, ONE), else_=ZERO)), 0)
 
 
-def group_column(query: CostQuery) -> ColumnElement[Any]:
+def group_column(
+    query: CostQuery,
+) -> ColumnElement[Any]:
     """Return what the attempts of one group have in common."""
     key, number = attempts.c.key, cast(attempts.c.attempt, Text)
     match query.by:
@@ -259,7 +261,7 @@ def cost(tx: Tx, query: CostQuery) -> list[CostGroup]:
     """Return the sums by group, the dearest first."""
     found = [tuple(row) for row in tx.conn.execute(sums(query))]
     run_pks = [row[0] for row in found] if query.by == "run" else []
-    names = dict(tx.by_keys(IDS, run_pks))
+    names: dict[int, str] = dict(tx.by_keys(IDS, run_pks))
     return [cost_group(group_name(query, row[0], names), row) for row in found]
 
 
@@ -327,8 +329,9 @@ def cost_line(columns: Sequence[Any]) -> CostLine:
 
 def ledger_row(run_id: str, row: Row, lines: tuple[CostLine, ...]) -> LedgerRow:
     """Return one row of ATTEMPTS as a report has it."""
-    (_, key, attempt, at_ms, kind, name, status, cost_status, asked, served, request_id,
-     response_id, tier, latency_ms, error, source_, version, date, reason, usage, raw) = row  # fmt: skip
+    _, key, attempt, at_ms, kind, name, status, cost_status, asked, served, *rest = row
+    request_id, response_id, tier, latency_ms, error, *priced, usage, raw = rest
+    source_, version, date, reason = priced
     record = AttemptRecord(
         kind=kind,
         name=name,

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic_core import to_json
+
 from agentflow.errors import FencedError, RunEndedError, StoreError, UsageError
 from agentflow.history.audit import event_hash
 from agentflow.history.events import (
@@ -33,6 +35,8 @@ ENDS: dict[type[AnyEvent], str] = {
     RunFailed: "failed",
     RunCancelled: "cancelled",
 }
+NOTED = {ApprovalRequested, RunContinued, RunReopened, ActivityCancelRequested, *ENDS}
+UNANSWERED = Appended(next_seq=0)
 Guard = Callable[["State", Start], str | None]
 
 
@@ -59,9 +63,10 @@ class State:
     id: str
     epoch: int
     owner: str | None
+    wake_at_ms: int | None
     status: str
-    paused: bool
-    cancel: bool
+    paused: int
+    cancel: int
     next_seq: int
     segment_seq: int
     time_ms: int
@@ -84,13 +89,14 @@ class Planned:
 
     state: State
     batch: Append
-    answer: Appended
-    events: list[Row] = field(default_factory=list)
-    run: Row = ()
+    events: list[Row]
+    answer: Appended = UNANSWERED
+    wake_at_ms: int | None = None
     requests: list[tuple[ApprovalRequested, int]] = field(default_factory=list)
     void_all: bool = False
     void_keys: list[str] = field(default_factory=list)
     terminal: AnyEvent | None = None
+    reopened: bool = False
 
 
 def encode(batch: Append) -> Encoded:
@@ -113,18 +119,28 @@ def stored_answer(state: State) -> Appended:
 
 def answer_text(answer: Appended) -> str | None:
     """Return what `stored_answer` needs to give *answer* again."""
-    kept = {"granted": answer.granted, "refused": answer.refused, "released": answer.released}
-    return dumps({k: v for k, v in kept.items() if v}) if any(kept.values()) else None
+    kept: dict[str, Any] = {}
+    if answer.granted:
+        kept["granted"] = answer.granted
+    if answer.refused:
+        kept["refused"] = answer.refused
+    if answer.released:
+        kept["released"] = True
+    return to_json(kept, inf_nan_mode="constants").decode() if kept else None
 
 
 def is_fenced(state: State, batch: Append) -> bool:
-    """Return whether the run is not the writer's any more, or went on without it."""
-    return state.owner is None or state.epoch != batch.epoch or state.next_seq != batch.expected_seq
+    """Return whether the run is not the writer's any more, or went on without it.
+
+    A run that has ended has no owner: whoever knows its last event may reopen it.
+    """
+    let_go = state.owner is None and state.status not in ENDED
+    return let_go or state.epoch != batch.epoch or state.next_seq != batch.expected_seq
 
 
 def needs_inbox(batch: Append, state: State) -> bool:
     """Return whether the messages that wait decide something for this append."""
-    return batch.release or batch.wake_at_ms != 0 or batch.status in ENDED or state.cancel
+    return batch.release or batch.wake_at_ms != 0 or batch.status in ENDED or bool(state.cancel)
 
 
 def settle_early(state: State, batch: Append) -> Appended | Exception | None:
@@ -132,7 +148,8 @@ def settle_early(state: State, batch: Append) -> Appended | Exception | None:
     if state.batch_id == batch.batch_id:
         return stored_answer(state)
     if is_fenced(state, batch):
-        msg = f"run {state.id} is at epoch {state.epoch}, event {state.next_seq}; " + (
+        msg = (
+            f"run {state.id} is at epoch {state.epoch}, event {state.next_seq}; "
             f"this append is for epoch {batch.epoch}, event {batch.expected_seq}"
         )
         return FencedError(msg)
@@ -147,25 +164,25 @@ def waits_for_record(state: State, batch: Append) -> bool:
     return any(row not in done for row, _ in state.waiting)
 
 
-def check_transition(state: State, batch: Append) -> AnyEvent | None:
-    """Return the terminal event, if *batch* ends the run.
+def check_end(planned: Planned) -> None:
+    """Check that the run's status goes on as its facts say.
 
     Raises:
         RunEndedError: the run has ended, and nothing reopens it.
         UsageError: the status and the last fact contradict each other.
     """
-    last = batch.facts[-1] if batch.facts else None
-    ends = ENDS.get(type(last)) if last is not None else None
-    if state.status in ENDED and not any(isinstance(e, RunReopened) for e in batch.facts):
+    state, batch, terminal = planned.state, planned.batch, planned.terminal
+    if state.status in ENDED and not planned.reopened:
         msg = f"run {state.id} is {state.status}; nothing can be added to its history"
         raise RunEndedError(msg)
-    if any(type(e) in ENDS for e in batch.facts[:-1]) or (ends and batch.starts):
+    wanted = batch.status if batch.status in ENDED else None
+    ends = None if terminal is None else ENDS[type(terminal)]
+    if ends != wanted:
+        msg = f"run {state.id}: status {batch.status} does not fit its facts, which say {ends}"
+        raise UsageError(msg)
+    if terminal is not None and (terminal is not batch.facts[-1] or batch.starts):
         msg = f"run {state.id}: the event that ends a run must be its last"
         raise UsageError(msg)
-    if (ends or "") != (batch.status if batch.status in ENDED else ""):
-        msg = f"run {state.id}: status {batch.status} does not fit {type(last).__name__}"
-        raise UsageError(msg)
-    return last if ends else None
 
 
 class Writer:
@@ -214,13 +231,16 @@ def plan(encoded: Encoded, state: State, now_ms: int, guard: Guard) -> Planned:
     *guard* has the last word on a start; it may use up an approval.
     """
     batch = encoded.batch
-    terminal = check_transition(state, batch)
     writer = Writer(state.pk, state.next_seq, state.time_ms, state.hash, now_ms)
-    planned = Planned(state, batch, Appended(next_seq=0), writer.rows, terminal=terminal)
+    planned = Planned(state, batch, writer.rows)
     for event, data in zip(batch.facts, encoded.facts, strict=True):
         seq = writer.write(event, data)
-        note_fact(planned, event, seq)
-    state.cancel = any(k == "cancel" and r not in batch.inbox_done for r, k in state.waiting)
+        if type(event) in NOTED:
+            note_fact(planned, event, seq)
+    check_end(planned)
+    if state.cancel:
+        done = batch.inbox_done
+        state.cancel = any(kind == "cancel" and row not in done for row, kind in state.waiting)
     granted: dict[str, dict[str, Any]] = {}
     refused: dict[str, str] = {}
     for start, data in zip(batch.starts, encoded.starts, strict=True):
@@ -232,15 +252,15 @@ def plan(encoded: Encoded, state: State, now_ms: int, guard: Guard) -> Planned:
         else:
             refused[key] = reason
     waits = bool(state.waiting) and waits_for_record(state, batch)
-    released = terminal is not None or (batch.release and not waits)
+    released = planned.terminal is not None or (batch.release and not waits)
     planned.answer = Appended(
         next_seq=writer.seq, granted=granted, refused=refused, released=released
     )
-    if terminal is not None:
+    if planned.terminal is not None:
         state.output_seq, state.ended_at_ms = writer.seq - 1, writer.time_ms
     state.status = batch.status
     state.next_seq, state.time_ms, state.hash = writer.seq, writer.time_ms, writer.hash
-    planned.run = run_row(planned, waits=waits)
+    planned.wake_at_ms = wake_after(batch, waits=waits)
     return planned
 
 
@@ -249,15 +269,18 @@ def note_fact(planned: Planned, event: AnyEvent, seq: int) -> None:
     match event:
         case ApprovalRequested():
             planned.requests.append((event, seq))
-        case RunContinued() | RunReopened():
+        case RunContinued():
             planned.void_all = True
             planned.requests.clear()  # asked and void in one append: never open
-            if isinstance(event, RunContinued):
-                planned.state.segment_seq = seq
-            else:
-                planned.state.output_seq = planned.state.ended_at_ms = None
+            planned.state.segment_seq = seq
+        case RunReopened():
+            planned.void_all = planned.reopened = True
+            planned.requests.clear()
+            planned.terminal = planned.state.output_seq = planned.state.ended_at_ms = None
         case ActivityCancelRequested() if event.key:
             planned.void_keys.append(event.key)
+        case RunCompleted() | RunFailed() | RunCancelled():
+            planned.terminal = event
         case _:
             pass
 
@@ -271,9 +294,9 @@ def wake_after(batch: Append, *, waits: bool) -> int | None:
     return batch.wake_at_ms
 
 
-def run_row(planned: Planned, *, waits: bool) -> Row:
-    """Return the values of UPDATE_RUN."""
-    state, batch, answer = planned.state, planned.batch, planned.answer
+def run_row(planned: Planned) -> Row:
+    """Return the values of append.UPDATE_RUN."""
+    state, batch = planned.state, planned.batch
     return (
         state.status,
         batch.wait,
@@ -281,17 +304,15 @@ def run_row(planned: Planned, *, waits: bool) -> Row:
         None if batch.attributes is None else dumps(batch.attributes),
         state.time_ms,
         state.ended_at_ms,
-        wake_after(batch, waits=waits),
         state.next_seq,
         batch.applied_seq,
         state.segment_seq,
-        None if answer.released else state.owner,
-        int(state.cancel),
+        state.cancel,
         0 if batch.progress else state.kill_count,
         state.children + len(batch.children),
         state.ledger_count + len(batch.ledger),
         batch.batch_id,
-        answer_text(answer),
+        answer_text(planned.answer),
         state.hash,
         state.output_seq,
         batch.run_pk,

@@ -342,12 +342,12 @@ def release(tx: Tx, wanted: Releasing) -> None:
 
 
 def wake_parked(tx: Tx, statuses: Sequence[str]) -> int:
-    """Make parked runs due, so that the next claim tries them again."""
+    """Make parked runs pending again, so that the next claim tries them with today's code."""
     if any(status in ENDED for status in statuses):
         msg = "runs that have ended cannot be woken"
         raise UsageError(msg)
     query = runs.update().where(runs.c.status.in_(statuses), runs.c.wake_at_ms.is_(None))
-    count = tx.conn.execute(query.values(wake_at_ms=0)).rowcount
+    count = tx.conn.execute(query.values(wake_at_ms=0, status="pending")).rowcount
     tx.news = tx.news or count > 0
     return count
 

@@ -85,6 +85,9 @@ run_tags = Table(
     sqlite_with_rowid=False,
 )
 
+# With a rowid: appends of many runs share a commit, and rows that are clustered by run would
+# dirty one page for each of them (measured: 31 us of each append, against 9). A run's rows lie
+# apart instead, which reading does not notice (7 us an event, most of it JSON).
 events = Table(
     "events",
     METADATA,
@@ -98,7 +101,6 @@ events = Table(
     Column("body", LargeBinary),  # the payload's sealed body where it is small
     Column("hash", LargeBinary, nullable=False),
     PrimaryKeyConstraint("run_pk", "seq"),
-    sqlite_with_rowid=False,
 )
 
 # With a rowid: bodies are large, and a row of a table without one spills from 1 KB on.

@@ -69,6 +69,10 @@ class Speaker(Protocol):
         """Return the condition that a run's attribute *name* equals *value*."""
         ...
 
+    def facts(self, conn: Connection) -> dict[str, Any]:
+        """Return what `doctor` should know of this database."""
+        ...
+
 
 def const(value: str | int) -> ColumnElement[Any]:
     """Return *value* as a literal of the SQL text; partial indexes are found by literals only.

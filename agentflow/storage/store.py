@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import Connection
 
 from agentflow.clock import Clock, SystemClock
-from agentflow.codec import MessageNode, Parts
+from agentflow.codec import Cipher, MessageNode, Parts
+from agentflow.history.events import AnyEvent
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
 from agentflow.protocols import (
     Append,
     Appended,
     Approval,
+    Checkup,
     Claimed,
     InboxRow,
     Message,
@@ -23,18 +25,31 @@ from agentflow.protocols import (
     RunRow,
     StoredHistory,
 )
-from agentflow.storage import append, approvals, history, inbox, ledger, payloads, runs
+from agentflow.storage import (
+    append,
+    approvals,
+    audit,
+    doctor,
+    history,
+    inbox,
+    ledger,
+    payloads,
+    runs,
+    transfer,
+)
 from agentflow.storage.database import Database, each
 from agentflow.storage.dialect import Dialect, Faults
 from agentflow.storage.migrations import current_version, migrate
 from agentflow.storage.plan import encode
 from agentflow.storage.schema import SCHEMA_VERSION
+from agentflow.sync_point import sync_point
 
 SEND = each(inbox.send)
 DECIDE = each(approvals.decide)
 CLAIM = each(runs.claim)
 RELEASE = each(runs.release)
 WAKE_PARKED = each(runs.wake_parked)
+IMPORT = each(transfer.import_)
 
 
 class SqlStore:
@@ -80,6 +95,7 @@ class SqlStore:
     async def open(self) -> None:
         """Connect, create or migrate the database, and start the threads."""
         await self._db.open(self._prepare)
+        sync_point("open.after")
 
     def _prepare(self, conn: Connection) -> None:
         if current_version(conn) == SCHEMA_VERSION:
@@ -90,6 +106,7 @@ class SqlStore:
         except BaseException:
             conn.exec_driver_sql("ROLLBACK")
             raise
+        sync_point("migrate.before_commit")
         conn.exec_driver_sql("COMMIT")
 
     async def close(self) -> None:
@@ -100,6 +117,7 @@ class SqlStore:
         """Become the worker of this database; False where another process is."""
         if not self._dialect.try_own(worker_id):
             return False
+        sync_point("own.after_lock")
         self._worker_id = worker_id
         await self._db.own()
         return True
@@ -153,6 +171,10 @@ class SqlStore:
         """Return a run's history for replay, or the whole of it with every body."""
         return await self._db.read(lambda tx: history.read(tx, run_pk, whole=whole))
 
+    async def events(self, run_pk: int, *, after_seq: int, limit: int = 1000) -> list[AnyEvent]:
+        """Return the events of a run behind a seq, oldest first, for those who follow it."""
+        return await self._db.read(lambda tx: history.after(tx, run_pk, after_seq, limit))
+
     async def bodies(self, digests: Sequence[bytes]) -> dict[bytes, bytes]:
         """Return sealed bodies by digest; missing ones are left out."""
         return await self._db.read(lambda tx: payloads.read_bodies(tx, digests))
@@ -172,6 +194,24 @@ class SqlStore:
     async def ledger(self, project: str, run_id: str) -> list[LedgerRow]:
         """Return every attempt of a run with its cost lines, in the order they were written."""
         return await self._db.read(lambda tx: ledger.explained(tx, project, run_id))
+
+    # -- verbs of the auditor
+
+    async def verify(self, run_pk: int, cipher: Cipher) -> list[str]:
+        """Check every row and body of a run; return what is wrong, in words."""
+        return await self._db.read(lambda tx: audit.verify(tx, run_pk, cipher))
+
+    async def export_run(self, run_pk: int, cipher: Cipher) -> list[dict[str, Any]]:
+        """Return all rows of a run as JSON values, the run's own first."""
+        return await self._db.read(lambda tx: transfer.export(tx, run_pk, cipher))
+
+    async def import_run(self, lines: Sequence[dict[str, Any]]) -> RunRow:
+        """Insert an exported run; one that has not ended waits for a message."""
+        return await self._db.write(IMPORT, lines)
+
+    async def checkup(self) -> Checkup:
+        """Return facts about the database, and what is wrong with it."""
+        return await self._db.read(doctor.checkup)
 
     # -- verbs of the worker
 

@@ -150,7 +150,8 @@ def _plain(content: Any) -> str:
 
 def tokens(value: object) -> int:
     """Return the estimate that usage reports use: bytes of JSON / 4, rounded up."""
-    return -(-len(json.dumps(value, ensure_ascii=False).encode()) // _BYTES_PER_TOKEN)
+    plain = json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return -(-len(plain) // _BYTES_PER_TOKEN)
 
 
 def whole(seen: Seen, answer: Answer) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,11 +14,12 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from agentflow import ids
-from agentflow.codec import Bodies, Codec, Parts
+from agentflow.activities.tool_call import tool_record
 from agentflow.clock import Clock
+from agentflow.codec import Bodies, Codec, Parts, Payload
 from agentflow.engine.calls import Call
 from agentflow.engine.commands import Arrival, StartAttempt
-from agentflow.engine.definitions import Activity, ActivityContext, ActivityOptions
+from agentflow.engine.definition import ActivityContext, ActivityDefinition, ActivityOptions
 from agentflow.errors import (
     ActivityTimeoutError,
     NonRetryableError,
@@ -36,6 +38,8 @@ from agentflow.sync_point import sync_point
 
 # Sync activities that block must not starve one another: more threads than asyncio's default.
 _THREADS = 64
+# A coroutine that was told to stop has a moment to record what it cost; then nobody waits for it.
+_LAST_WORDS_SECONDS = 1.0
 
 
 class Draws(Protocol):
@@ -133,9 +137,11 @@ class Attempt:
         except Exception as error:  # noqa: BLE001 -- every failure is data
             arrival = self._failed(activity.options, error)
         arrival.ledger = self._ledger()
+        sync_point("outcome.before_delivery")
         self._deliver(arrival)
+        sync_point("outcome.after_delivery")
 
-    def _activity(self) -> Activity[..., Any]:
+    def _activity(self) -> ActivityDefinition[..., Any]:
         asked = self.call.activity_call
         assert asked is not None  # noqa: S101 -- only asked calls are started
         return asked.activity
@@ -159,7 +165,7 @@ class Attempt:
             on_ref=self._ref,
         )
 
-    def arguments(self, activity: Activity[..., Any]) -> dict[str, Any]:
+    def arguments(self, activity: ActivityDefinition[..., Any]) -> dict[str, Any]:
         """Return the call's arguments, decoded, as its approver may have edited them."""
         payload = self.call.edited or self.call.payload
         if payload is None:
@@ -168,7 +174,7 @@ class Attempt:
         house = self._house
         return house.codec.decode_fields(payload, activity.annotations, house.bodies, what=what)
 
-    async def _timed(self, activity: Activity[..., Any], values: dict[str, Any]) -> Any:
+    async def _timed(self, activity: ActivityDefinition[..., Any], values: dict[str, Any]) -> Any:
         options = activity.options
         left = self._time_left(options)
         if left is None and options.heartbeat is None:
@@ -180,6 +186,8 @@ class Attempt:
             await self._watch(work, started, left, options.heartbeat)
         except BaseException:
             work.cancel()
+            if activity.is_async:  # what it has to say of its end (its cost) belongs to the outcome
+                await asyncio.wait({work}, timeout=_LAST_WORDS_SECONDS)
             raise
         return work.result()
 
@@ -214,7 +222,28 @@ class Attempt:
                 raise ActivityTimeoutError(msg, hint=hint)
             await asyncio.wait({work}, timeout=end - loop.time())
 
-    async def _call(self, activity: Activity[..., Any], values: dict[str, Any]) -> Any:
+    async def _call(self, activity: ActivityDefinition[..., Any], values: dict[str, Any]) -> Any:
+        began = time.monotonic()
+        try:
+            result = await self._call_function(activity, values)
+        except BaseException as error:
+            self._book(activity, began, error)
+            raise
+        self._book(activity, began, None)
+        return result
+
+    def _book(
+        self, activity: ActivityDefinition[..., Any], began: float, error: BaseException | None
+    ) -> None:
+        """Tell the ledger what the attempt cost by itself; a failed one ran too."""
+        latency_ms = int((time.monotonic() - began) * 1000)
+        record = tool_record(activity, error, latency_ms=latency_ms)
+        if record is not None:
+            self._record(record)
+
+    async def _call_function(
+        self, activity: ActivityDefinition[..., Any], values: dict[str, Any]
+    ) -> Any:
         args, kwargs = activity.call_arguments(values)
         kwargs.update(dict.fromkeys(activity.context_names, self.context))
         if activity.is_async:
@@ -224,13 +253,15 @@ class Attempt:
         result = await _to_the_end(future)
         return await result if inspect.isawaitable(result) else result
 
-    def completed(self, activity: Activity[..., Any], result: Any) -> Arrival:
+    def completed(self, activity: ActivityDefinition[..., Any], result: Any) -> Arrival:
         """Return the outcome of an attempt that returned *result*."""
         what = f"{activity.name}() result"
         codec, parts = self._house.codec, Parts()
         payload = codec.encode(result, activity.returns, parts, what=what)
         # Read it back before it is recorded: a value that cannot be read would wedge the run.
-        value = codec.decode(payload, activity.returns, _Fresh(parts, self._house.bodies), what=what)
+        value = codec.decode(
+            payload, activity.returns, _Fresh(parts, self._house.bodies), what=what
+        )
         event = ev.ActivityCompleted(key=self.call.key, payload=payload, attempt=self.number)
         return Arrival(event=event, value=value, has_value=True, parts=parts)
 
@@ -244,7 +275,12 @@ class Attempt:
             attempt=self.number,
             retry_at_ms=self._retry_at_ms(options, error),
         )
-        return Arrival(event=event, parts=parts)
+        return Arrival(event=event, parts=parts, **self._read_back(payload, parts))
+
+    def _read_back(self, payload: Payload, parts: Parts) -> dict[str, Any]:
+        bodies = _Fresh(parts, self._house.bodies)
+        value = self._house.codec.decode(payload, Failure, bodies, what="failure")
+        return {"value": value, "has_value": True}
 
     def _retry_at_ms(self, options: ActivityOptions, error: Exception) -> int | None:
         if isinstance(error, (NonRetryableError, PayloadError, UsageError)):
@@ -307,6 +343,7 @@ class Attempt:
 
     def _ref(self, ref: str) -> None:
         event = ev.ActivityProgressed(key=self.call.key, attempt=self.number, provider_ref=ref)
+        sync_point("progress.before_delivery")
         self._deliver(Arrival(event=event))
 
 
@@ -350,4 +387,3 @@ async def _to_the_end(future: asyncio.Future[Any]) -> Any:
     if cancelled is not None and future.exception() is not None:
         raise cancelled
     return future.result()
-

@@ -14,7 +14,7 @@ def arrival_of(row: InboxRow) -> Arrival:
     return Arrival(event=_event_of(row), inbox_row=row.row)
 
 
-def _event_of(row: InboxRow) -> ev.AnyEvent:  # noqa: PLR0911 -- one arm per kind
+def _event_of(row: InboxRow) -> ev.AnyEvent:
     message = row.message
     actor = message.actor
     match message.kind:

@@ -9,6 +9,7 @@ from agentflow.codec import Parts
 from agentflow.engine.commands import Arrival, Reconcile, StartAttempt
 from agentflow.history import events as ev
 from agentflow.history.failure import Failure, failure_of
+from agentflow.sync_point import sync_point
 from agentflow.worker.attempts import Attempt, AttemptHouse, RunScope
 
 
@@ -37,14 +38,17 @@ async def reconcile(
         for name in activity.context_names:
             if name in names:
                 kwargs[name] = attempt.context
+        sync_point("reconcile.before_call")
         result = ask(*args, **kwargs)
         if inspect.isawaitable(result):
             result = await result
+        sync_point("reconcile.after_call")
         deliver(attempt.completed(activity, result))
     except LookupError:
         again(command)
     except Exception as error:  # noqa: BLE001 -- every failure is data
         parts = Parts()
-        payload = house.codec.encode(failure_of(error), Failure, parts, what="failure")
+        failure = failure_of(error)
+        payload = house.codec.encode(failure, Failure, parts, what="failure")
         event = ev.ActivityFailed(key=call.key, payload=payload, attempt=command.attempt)
-        deliver(Arrival(event=event, parts=parts))
+        deliver(Arrival(event=event, value=failure, has_value=True, parts=parts))

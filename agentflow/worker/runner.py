@@ -11,11 +11,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 from agentflow import ids
 from agentflow.clock import Clock, from_ms
-from agentflow.codec import Codec, Parts
+from agentflow.codec import Codec
 from agentflow.engine.commands import (
     Arrival,
     Batch,
@@ -133,9 +133,7 @@ class Runner:
 
     async def _park_unreadable(self, error: AgentflowError) -> None:
         text = f"{error.code} {error}\n{error.hint}"
-        batch = bare_append(
-            self.row, batch_id=ids.new_batch_id(), status="needs_code", error=text
-        )
+        batch = bare_append(self.row, batch_id=ids.new_batch_id(), status="needs_code", error=text)
         await self._house.store.append(batch)
         self._house.on_status(self.row.pk, "needs_code")
         self._leave(keep=False)
@@ -177,6 +175,7 @@ class Runner:
             return
         if machine.parking is None:
             machine.recover(now)
+            sync_point("recovery.after_doubts")
         self._step()
 
     async def _cut(self, at_seq: int, reason: str) -> None:
@@ -191,6 +190,7 @@ class Runner:
             wake_at_ms=0,
             release=False,
         )
+        sync_point("cut.before")
         try:
             answer = await self._house.store.append(batch)
         except StoreError as e:
@@ -290,7 +290,9 @@ class Runner:
         try:
             if machine.parking is not None and self._step_parked(machine, arrivals, now):
                 return
+            sync_point("activate.before")
             machine.activate(arrivals, now)
+            sync_point("activate.after")
             self._write(machine, now)
         except AgentflowError as e:
             self._house.on_broken(e)
@@ -351,6 +353,7 @@ class Runner:
             else:
                 self._sleep_until(self._end_by_ms)
             return
+        sync_point("end.before")
         try:
             ending = machine.finish(now)
         except AgentflowError as e:  # the result cannot be encoded: a bug, not an end
@@ -370,7 +373,7 @@ class Runner:
             release=ending.kind != "continued", reload=ending.kind == "continued",
         )  # fmt: skip
 
-    def _append(  # noqa: PLR0913 -- what one commit says about the run
+    def _append(
         self,
         machine: Machine,
         batch: Batch,
@@ -477,6 +480,7 @@ class Runner:
             self._house.ask_inbox(self.row.pk)
             return
         commands = machine.committed(batch, answer.granted, answer.refused)
+        sync_point("append.after_noted")
         if append.status != self._status or append.status not in {"running", "pending"}:
             self._status = append.status
             self._house.on_status(self.row.pk, append.status)
@@ -484,15 +488,14 @@ class Runner:
             self._reload(answer, append)
             return
         if answer.released:
+            sync_point("release.before")
             self._leave(keep=append.status in {"waiting", "paused"})
             return
         if append.release:
             self._house.ask_inbox(self.row.pk)
         for command in commands:
             self._do(command)
-        if self._arrivals or machine.has_late:
-            self._step()
-        elif not self._attempts and machine.ending is not None:
+        if self._arrivals or machine.has_late or (not self._attempts and machine.ending is not None):
             self._step()
         elif not self._attempts:
             self._sleep_until(machine.next_wake_ms())
@@ -501,6 +504,7 @@ class Runner:
             self._sleep_until(min(wakes, default=None))
 
     def _reload(self, answer: Appended, append: Append) -> None:
+        sync_point("segment.before_reload")
         machine, self._machine = self._machine, None
         if machine is not None:
             machine.evict()
@@ -541,10 +545,13 @@ class Runner:
             draft = ev.ActivityCancelled(key=command.call.key, attempt=command.attempt)
             self.deliver(Arrival(event=draft))
             return
-        attempt = Attempt(self._house.attempts, command, self._scope(), self.deliver)
-        task = self._loop.create_task(attempt.run())
+        sync_point("attempt.before_start")
         key = command.call.key
-        self._attempts[key] = task
+
+        def deliver(arrival: Arrival) -> None:
+            if not isinstance(arrival.event, ev.ActivityProgressed):
+                self._attempts.pop(key, None)  # it has its outcome: nothing is in flight any more
+            self.deliver(arrival)
 
         def done(finished: asyncio.Task[None]) -> None:
             if self._attempts.get(key) is finished:
@@ -552,6 +559,8 @@ class Runner:
             if not finished.cancelled() and (error := finished.exception()) is not None:
                 self._house.on_broken(error)
 
+        attempt = Attempt(self._house.attempts, command, self._scope(), deliver)
+        task = self._attempts[key] = self._loop.create_task(attempt.run())
         task.add_done_callback(done)
 
     def _cancel(self, command: CancelAttempt) -> None:
@@ -570,6 +579,7 @@ class Runner:
             name="its parent no longer waits for it",
             actor=f"run:{self.row.id}",
         )
+        sync_point("child.before_cancel")
         try:
             await self._house.store.send(self.row.project, child_id, message)
         except (NotFoundError, RunEndedError):
@@ -609,5 +619,3 @@ class _Bodies:
     def chain(self, head: bytes, count: int) -> list[Any]:
         """Return chain nodes."""
         return self._store.chain(head, count)
-
-

@@ -11,8 +11,8 @@ import heapq
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agentflow import ids
@@ -21,10 +21,12 @@ from agentflow.codec import Codec
 from agentflow.engine.context import RandomStream
 from agentflow.engine.definitions import REGISTRY, Registry
 from agentflow.errors import StoreError
+from agentflow.history import events as ev
 from agentflow.llm.stream import StreamItem
-from agentflow.protocols import Claimed, RunStatus, Store, bare_append
+from agentflow.protocols import Claimed, InboxRow, RunStatus, Store, bare_append
 from agentflow.sync_point import sync_point
 from agentflow.worker.attempts import AttemptHouse, Draws
+from agentflow.worker.inbox import arrival_of
 from agentflow.worker.runner import House, Runner
 
 _LOG = logging.getLogger("agentflow.worker")
@@ -101,7 +103,7 @@ class Worker:
         self._timers: list[tuple[int, int, Runner]] = []
         self._count = itertools.count()
         self._wake = asyncio.Event()
-        self._asked_inbox: set[int] = set()
+        self._ready = asyncio.Event()
         self._changed = True
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
@@ -170,9 +172,19 @@ class Worker:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake.set)
 
+    async def ready(self) -> None:
+        """Wait until the worker works, or has found that another process does."""
+        waiter = asyncio.ensure_future(self._ready.wait())
+        wanted = {waiter} if self._task is None else {waiter, self._task}
+        await asyncio.wait(wanted, return_when=asyncio.FIRST_COMPLETED)
+        waiter.cancel()
+
     async def _main(self) -> None:
         await self._become_owner()
+        # The code may have been mended since: what was parked for it is tried once more.
         await self._store.wake_parked(("needs_code", "needs_version"))
+        self._ready.set()
+        sync_point("worker.started")
         while not self._stopping:
             self._wake.clear()
             self._changed = False
@@ -189,6 +201,7 @@ class Worker:
             if not told:
                 _LOG.warning("another process is the worker of this database; standing by")
                 told = True
+                self._ready.set()
             await asyncio.sleep(_STANDBY_SECONDS)
         self.is_owner = True
 
@@ -197,27 +210,41 @@ class Worker:
         if room <= 0:
             return False
         names = self._options.workflows or tuple(self._registry.workflows)
+        sync_point("claim.before")
         claimed = await self._store.claim(
             self.id, now_ms=self._clock.now_ms(), limit=room, workflows=names
         )
-        if claimed:
-            sync_point("claim.after")
+        if not claimed:
+            return False
+        sync_point("claim.after")
+        # Messages first: a run that is parked again before it has read them would look stuck.
+        messages = await self._inbox([one.row.pk for one in claimed])
         for one in claimed:
-            await self._adopt(one)
+            await self._adopt(one, messages.get(one.row.pk, []))
         return len(claimed) == room
 
-    async def _adopt(self, claimed: Claimed) -> None:
+    async def _inbox(self, run_pks: Sequence[int]) -> dict[int, list[InboxRow]]:
+        by_run: dict[int, list[InboxRow]] = {}
+        for row in await self._store.inbox(run_pks):
+            by_run.setdefault(row.run_pk, []).append(row)
+        return by_run
+
+    async def _adopt(self, claimed: Claimed, messages: list[InboxRow]) -> None:
         row = claimed.row
-        self._asked_inbox.add(row.pk)
         limit = self._options.quarantine_after
-        if limit and row.kill_count >= limit and row.status != "quarantined":
+        if row.status == "quarantined":
+            await self._keep_quarantined(claimed, messages)
+            return
+        if limit and row.kill_count >= limit:
             await self._quarantine(claimed)
             return
         warm = self._warm.pop(row.pk, None)
         if warm is not None and warm.resume(row):
             self._runners[row.pk] = warm
+            warm.deliver_inbox(messages)
             return
         runner = self._runners[row.pk] = Runner(self._house, row)
+        runner.deliver_inbox(messages)
         await runner.load()
 
     async def _quarantine(self, claimed: Claimed) -> None:
@@ -229,23 +256,31 @@ class Worker:
         )
         self._on_status(row.pk, "quarantined")
 
+    async def _keep_quarantined(self, claimed: Claimed, rows: list[InboxRow]) -> None:
+        """Record messages to a quarantined run without running its code; a cancel ends it."""
+        row = claimed.row
+        facts = [replace(arrival_of(r).event, time_ms=self._clock.now_ms()) for r in rows]
+        status: RunStatus = "quarantined"
+        cancel = next((f for f in facts if isinstance(f, ev.CancelRequested)), None)
+        if cancel is not None:
+            facts.append(ev.RunCancelled(time_ms=cancel.time_ms, reason=cancel.reason))
+            status = "cancelled"
+        batch = bare_append(
+            row, batch_id=ids.new_batch_id(), status=status, facts=facts, error=row.error
+        )
+        batch.inbox_done.extend(r.row for r in rows)
+        await self._store.append(batch)
+        self._on_status(row.pk, status)
+
     async def _read_inboxes(self) -> None:
-        pks = set(self._runners)
-        if not pks:
-            self._asked_inbox.clear()
-            return
-        self._asked_inbox.clear()
-        rows = await self._store.inbox(sorted(pks))
-        by_run: dict[int, list[Any]] = {}
-        for row in rows:
-            by_run.setdefault(row.run_pk, []).append(row)
-        for pk, found in by_run.items():
+        for pk, rows in (await self._inbox(sorted(self._runners))).items():
             runner = self._runners.get(pk)
             if runner is not None:
-                runner.deliver_inbox(found)
+                runner.deliver_inbox(rows)
 
     def _ask_inbox(self, pk: int) -> None:
-        self._asked_inbox.add(pk)
+        del pk  # all inboxes are read at once
+        self._changed = True
         self._wake.set()
 
     def _set_timer(self, runner: Runner, due_ms: int) -> None:
@@ -258,6 +293,7 @@ class Worker:
         while self._timers and self._timers[0][0] <= now:
             due, _, runner = heapq.heappop(self._timers)
             if not runner.is_gone and runner.wake_ms == due:
+                sync_point("timer.due")
                 runner.poke()
 
     async def _sleep(self) -> None:
@@ -286,5 +322,3 @@ class Worker:
                 oldest.drop()
         if len(self._runners) < self._options.max_active:
             self._wake.set()
-
-

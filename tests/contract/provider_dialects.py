@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from agentflow.providers.openai_responses import OpenAIResponses
 
 T = TypeVar("T")
 
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # loading certificates takes 30 ms each time
 KEY = "sk-test-0123456789abcdef"
 
 SEARCH = ToolSpec(
@@ -42,12 +44,15 @@ class Dialect:
 
     name: str
     model: str
-    reasons: bool = True
 
     def provider(self, url: str, **options: Any) -> SdkProvider:
         """Return the adapter around a real SDK client of *url* (without /v1)."""
         if self.name == "anthropic":
+            http: Any = anthropic.DefaultAsyncHttpxClient(verify=NO_TLS)
+            options = {"http_client": http, **options}
             return Anthropic(anthropic.AsyncAnthropic(api_key=KEY, base_url=url, **options))
+        http = openai.DefaultAsyncHttpxClient(verify=NO_TLS)
+        options = {"http_client": http, **options}
         client = openai.AsyncOpenAI(api_key=KEY, base_url=f"{url}/v1", **options)
         return OpenAIResponses(client) if self.name == "openai" else OpenAIChat(client)
 

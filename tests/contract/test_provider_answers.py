@@ -18,6 +18,11 @@ from agentflow.llm.messages import (
 from agentflow.llm.request import ModelSettings, OutputSchema
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.usage import Usage
+from agentflow.protocols import Provider
+from agentflow.providers.anthropic import Anthropic
+from agentflow.providers.openai_chat import OpenAIChat
+from agentflow.providers.openai_responses import OpenAIResponses
+from agentflow.providers.scripted import Scripted
 from agentflow.testing.loopback import Answer, Fault, LoopbackServer
 from tests.contract.provider_dialects import (
     DIALECTS,
@@ -481,6 +486,24 @@ def test_a_conversation_of_another_vendor_can_be_continued() -> None:
             response = complete(dialect, server.url, ask(dialect, *chat, tools=(SEARCH,)))
 
         assert response.message.text == "ok"
+
+
+@every_dialect
+@both_ways
+def test_characters_cut_in_two_are_mended(dialect: Dialect, *, stream: bool) -> None:
+    """Half a surrogate pair cannot be stored, and must not lose a paid answer."""
+    with LoopbackServer([Answer(text="a \ud83d\ude00 b \ud83d c")]) as server:
+        response = complete(dialect, server.url, ask(dialect), stream=stream)
+
+    assert response.message.text == "a \N{GRINNING FACE} b \N{REPLACEMENT CHARACTER} c"
+
+
+def test_the_adapters_are_providers() -> None:
+    """Each fits the seam, and is named as in `provider:model`."""
+    providers: list[Provider] = [OpenAIResponses(), OpenAIChat(), Anthropic(), Scripted()]
+
+    assert [p.name for p in providers] == ["openai", "openai-chat", "anthropic", "scripted"]
+    assert OpenAIChat(name="local").name == "local"
 
 
 def test_no_key_is_in_what_is_kept() -> None:

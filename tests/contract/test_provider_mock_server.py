@@ -48,7 +48,7 @@ def url(mock: Any, dialect: Dialect) -> str:
 
 def posts(mock: Any) -> int:
     """Return how many requests the server counted."""
-    return len(mock.state.journal.records())
+    return len(mock.state.journal.records(wait=2))
 
 
 @every_dialect
@@ -56,7 +56,8 @@ def posts(mock: Any) -> int:
 def test_a_text_answer_with_usage(mock: Any, dialect: Dialect, *, stream: bool) -> None:
     """A scripted text comes back, with usage, in one POST."""
     mock.state.scenarios.add(scenarios.Reply(text="The tide is high."))
-    response = complete(dialect, url(mock, dialect), ask(dialect), stream=stream)
+    asked = ask(dialect, user("How high is the tide at noon?"))
+    response = complete(dialect, url(mock, dialect), asked, stream=stream)
 
     assert response.message.text == "The tide is high."
     assert response.finish == "stop"

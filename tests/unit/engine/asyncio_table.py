@@ -367,7 +367,7 @@ async def as_completed_timeout(w: World) -> Any:
     seen: list[Any] = []
     try:
         for f in asyncio.as_completed([worker(w, f"t{n}", 2) for n in range(3)], timeout=2):
-            seen.append(await f)
+            seen.append(await f)  # noqa: PERF401 -- it ends by an exception
     except TimeoutError:
         seen.append("timeout")
     return seen
@@ -557,6 +557,24 @@ async def semaphores(w: World) -> Any:
     async with bounded:
         out.append(bounded.locked())
     return out
+
+
+@scenario
+async def semaphore_wakes_all_that_may_go(w: World) -> Any:
+    """Before 3.13 who wakes up wakes one more, and that one the next, a tick later each."""
+    semaphore = asyncio.Semaphore(0)
+
+    async def user(name: str) -> None:
+        await semaphore.acquire()
+        w.say(f"{name} goes")
+        asyncio.get_running_loop().call_soon(w.say, f"a tick after {name}")
+
+    users = [asyncio.create_task(user("first"))]
+    await asyncio.sleep(0)
+    users += [asyncio.create_task(user(f"u{n}")) for n in range(3)]
+    for _ in range(4):
+        semaphore.release()
+    await asyncio.wait(users)
 
 
 @scenario

@@ -678,7 +678,7 @@ def test_evicted_code_keeps_its_context_and_its_current_task(loop: WorkflowLoop)
     assert (seen, variable.get()) == ([True], "outer")
 
 
-def test_evict_ends_async_generators(loop: WorkflowLoop) -> None:  # noqa: C901
+def test_evict_ends_async_generators(loop: WorkflowLoop) -> None:
     """Those that wait at a yield, in reverse order of use, and those inside a task."""
     left: list[str] = []
 

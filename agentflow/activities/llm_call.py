@@ -1,0 +1,236 @@
+"""The model call: one attempt is one physical request, and one row in the ledger."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from agentflow.clock import Clock, SystemClock, from_ms
+from agentflow.codec import canonical
+from agentflow.engine.definition import ActivityContext, ActivityOptions
+from agentflow.engine.definitions import REGISTRY, Activity
+from agentflow.errors import ProviderError, UnknownModelError, UsageError
+from agentflow.ledger.entries import AttemptRecord, Priced
+from agentflow.llm.request import ModelRequest, ToolSpec
+from agentflow.llm.response import ModelResponse
+from agentflow.llm.usage import Usage
+from agentflow.protocols import PriceBook, Provider, ProviderCall
+from agentflow.retry import MODEL_RETRY
+from agentflow.sync_point import sync_point
+
+MODELS = "agentflow.models"
+"""Where the worker's resources hold the `Models`."""
+
+_LOG = logging.getLogger("agentflow.llm")
+_KNOWN = {"priced", "not_billed", "cached"}  # the cost is known in full
+_KEY_CHARS = 64  # the longest prompt_cache_key. Source: OpenAI's API reference, "Create a response"
+
+# Statuses with which a vendor turns a request down before it works on it: nothing is billed.
+# 408 and 409 can come late, 500 and 502 in the middle of an answer: what those cost is unknown.
+_TURNED_DOWN = {400, 401, 402, 403, 404, 405, 413, 415, 422, 429, 503, 529}
+
+_TOOLS: TypeAdapter[tuple[ToolSpec, ...]] = TypeAdapter(tuple[ToolSpec, ...])
+
+
+class Models:
+    """Providers by name, and the price book: what model calls of one worker share.
+
+    Args:
+        load: Makes the provider of a name; raises UnknownModelError where there is none.
+        prices: Turns usage into cost.
+        clock: Tells the time whose prices are in force.
+    """
+
+    def __init__(
+        self, load: Callable[[str], Provider], prices: PriceBook, clock: Clock | None = None
+    ) -> None:
+        self.prices = prices
+        self._load = load
+        self._clock = clock or SystemClock()
+        self._providers: dict[str, Provider] = {}
+
+    def now(self) -> datetime:
+        """Return the current time as an aware UTC datetime."""
+        return from_ms(self._clock.now_ms())
+
+    def provider(self, name: str) -> Provider:
+        """Return the provider called *name*, made at its first call.
+
+        Raises:
+            UnknownModelError: there is none.
+        """
+        found = self._providers.get(name)
+        if found is None:
+            found = self._providers[name] = self._load(name)
+        return found
+
+    async def close(self) -> None:
+        """Close the providers that were used, all of them even if one fails."""
+        async with AsyncExitStack() as stack:
+            while self._providers:
+                stack.push_async_callback(self._providers.popitem()[1].close)
+
+
+def split_model(model: str) -> tuple[str, str]:
+    """Return (provider, name) of a model.
+
+    Raises:
+        UnknownModelError: it is not written ``provider:name``.
+
+    >>> split_model("openai:ft:gpt-6:us")
+    ('openai', 'ft:gpt-6:us')
+    """
+    provider, colon, name = model.partition(":")
+    if not (provider and colon and name):
+        raise UnknownModelError(f"{model!r} is not written provider:name")
+    return provider, name
+
+
+async def _llm_call(request: ModelRequest, ctx: ActivityContext) -> ModelResponse:
+    """Ask a model once, and tell the ledger what it cost, whatever came of it."""
+    models = _models(ctx)
+    provider = models.provider(split_model(request.model)[0])
+    attempt = _Attempt(models, request, ctx)
+    call = ProviderCall(
+        idempotency_key=ctx.idempotency_key,
+        attempt=ctx.attempt,
+        on_delta=ctx.on_item,
+        on_ref=attempt.on_ref,
+        cache_key=cache_key(request, ctx.label),
+    )
+    try:
+        sync_point("llm.before_send")
+        response = await provider.complete(request, call)
+        sync_point("llm.after_response")
+    except (Exception, asyncio.CancelledError) as error:
+        attempt.failed(error)
+        raise
+    return attempt.answered(response)
+
+
+llm_call = Activity(
+    _llm_call,
+    name="llm_call",
+    options=ActivityOptions(effect="idempotent", retry=MODEL_RETRY, on_doubt="retry"),
+)
+REGISTRY.add(llm_call)
+
+
+def _models(ctx: ActivityContext) -> Models:
+    found = ctx.resources.get(MODELS)
+    if not isinstance(found, Models):
+        msg = "no models are configured here"
+        raise UsageError(msg, hint="Run the workflow through agentflow.open(…).")
+    return found
+
+
+def cache_key(request: ModelRequest, label: str) -> str:
+    """Return a word for requests with the same beginning: agent, instructions and tools.
+
+    Source:
+        OpenAI routes by ``prompt_cache_key``: at most 64 characters, one per common prefix.
+    """
+    tools = canonical(_TOOLS.dump_python(request.tools, mode="json"))
+    plain = b"\0".join((label.encode(), request.instructions.encode(), tools))
+    return hashlib.sha256(plain).hexdigest()[:_KEY_CHARS]
+
+
+class _Attempt:
+    """What the ledger is told of one attempt."""
+
+    def __init__(self, models: Models, request: ModelRequest, ctx: ActivityContext) -> None:
+        self._models = models
+        self._request = request
+        self._ctx = ctx
+        self._at = models.now()
+        self._began = time.monotonic()
+        self._ref: str | None = None
+
+    def on_ref(self, ref: str) -> None:
+        """Take note of the vendor's handle: from here on something may be billed."""
+        self._ref = ref
+        self._ctx.on_ref(ref)
+
+    def answered(self, response: ModelResponse) -> ModelResponse:
+        """Record an answer; return it with its cost."""
+        priced = self._price(
+            response.usage, response.model, response.service_tier, response.context
+        )
+        raw_usage = response.raw.get("usage")
+        self._ctx.record(
+            AttemptRecord(
+                kind="model",
+                name=self._ctx.label,
+                model_asked=self._request.model,
+                model_served=response.model,
+                status="ok",
+                priced=priced,
+                usage=response.usage,
+                raw_usage=dict(raw_usage) if isinstance(raw_usage, dict) else {},
+                request_id=response.request_id,
+                response_id=response.response_id,
+                tier=response.service_tier,
+                latency_ms=self._latency_ms(),
+            )
+        )
+        cost = priced.amount_pico_usd if priced.status in _KNOWN else None
+        return replace(response, cost_pico_usd=cost)
+
+    def failed(self, error: BaseException) -> None:
+        """Record an attempt without an answer."""
+        cancelled = isinstance(error, asyncio.CancelledError)
+        data: dict[str, Any] = error.data if isinstance(error, ProviderError) else {}
+        raw_usage = data.get("usage")
+        line = (str(error).splitlines() or [""])[0]
+        self._ctx.record(
+            AttemptRecord(
+                kind="model",
+                name=self._ctx.label,
+                model_asked=self._request.model,
+                status="cancelled" if cancelled else "error",
+                priced=self._price_of_failure(error),
+                raw_usage=dict(raw_usage) if isinstance(raw_usage, dict) else {},
+                request_id=error.request_id if isinstance(error, ProviderError) else None,
+                response_id=self._ref,
+                latency_ms=self._latency_ms(),
+                error="" if cancelled else f"{type(error).__name__}: {line}",
+            )
+        )
+
+    def _price(
+        self,
+        usage: Usage | None,
+        model: str,
+        tier: str | None = None,
+        context: Mapping[str, str] | None = None,
+    ) -> Priced:
+        prices = self._models.prices
+        try:
+            return prices.price(usage, model=model, at=self._at, tier=tier, context=context)
+        except Exception as error:  # noqa: BLE001 -- a paid answer must never be lost to its price
+            _LOG.exception("pricing failed", extra={"model": model})
+            reason = f"the price book failed: {type(error).__name__}: {error}"
+            return Priced(status="unknown_usage" if usage is None else "unpriced", reason=reason)
+
+    def _price_of_failure(self, error: BaseException) -> Priced:
+        if isinstance(error, UsageError):
+            return Priced(status="not_billed", reason="nothing was sent")
+        if isinstance(error, ProviderError):
+            if not error.sent:
+                return Priced(status="not_billed", reason="the request never left")
+            began = self._ref is not None or "usage" in error.data
+            if error.status in _TURNED_DOWN and not began:
+                return Priced(status="not_billed", reason=f"turned down with status {error.status}")
+        return self._price(None, self._request.model)
+
+    def _latency_ms(self) -> int:
+        return int((time.monotonic() - self._began) * 1000)

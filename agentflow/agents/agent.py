@@ -1,0 +1,81 @@
+"""`Agent`: a frozen spec, and the way to run it inside a workflow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from agentflow.agents.result import AgentResult
+from agentflow.agents.spec import AgentSpec, AgentTool, Output, tool_name
+from agentflow.agents.turns import run_turns
+from agentflow.llm.messages import Messages
+
+__all__ = ["Agent", "AgentResult"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Agent(AgentSpec[Output]):
+    """A model with instructions and tools. It is data: make it once, at module level.
+
+    Attributes:
+        name: Its name, in logs, costs and hand-offs.
+        model: ``provider:name``, such as ``openai:gpt-6``.
+        instructions: System prompt; or a function of the run's input that returns it, called in
+            the workflow.
+        tools: What the model may call: functions under @tool, and `as_tool` of other agents.
+        output_type: Type of the answer. `str` is text; any other is asked for as JSON of that type.
+        max_turns: Largest number of answers of models in one run, hand-offs included.
+        fallbacks: Models that are asked in this order when the one before failed for good.
+        tool_choice: ``auto``, ``none``, ``required``, or a tool's name: the last two for the first
+            turn only.
+        settings: How the model is asked.
+        handoffs: Agents that may take the conversation over, of the same `output_type`; or a
+            function that returns them, where two know each other.
+        compact: Called before each model call with the conversation; what it returns replaces it.
+            See `keep_last` and `summarise`.
+        parallel_tools: Whether the tools of one turn run side by side; otherwise in order, and the
+            model is asked for one at a time.
+        description: What it is for; other agents' models read it.
+        retry: Retry policy of a model call, or a number of tries.
+        timeout: Longest time of one try, a timedelta or seconds.
+    """
+
+    async def run(
+        self, input: Any, *, conversation: Messages | None = None, key: str | None = None
+    ) -> AgentResult[Output]:
+        """Ask, run the tools that the model calls, ask again, until it answers.
+
+        Args:
+            input: Text; a message; a list of text and parts, such as images; or anything with a
+                JSON form, which the model sees as JSON.
+            conversation: What was said before; `AgentResult.messages` of an earlier run.
+            key: Explicit key for the calls of this run, unique in the workflow's run.
+
+        Returns:
+            The answer, the conversation with it, and what it took.
+
+        Raises:
+            UsageError: it is not called in a workflow.
+            MaxTurnsError: there was no answer within `max_turns`.
+            ModelRefusedError: the model, or its vendor's filter, said no.
+            AnswerCutError: the answer was cut at the output limit.
+            OutputError: the model answered twice with nothing.
+            ActivityError: the model, and all fallbacks, failed for good.
+        """
+        return await run_turns(self, input, conversation=conversation, key=key)
+
+    def as_tool(self, name: str | None = None, description: str | None = None) -> AgentTool:
+        """Return this agent as a tool of another one.
+
+        Each call is a conversation of its own, within the same run of the workflow; its calls are
+        recorded like all others.
+
+        Args:
+            name: Name for the calling model; the agent's own by default.
+            description: What it does, for the calling model; the agent's own by default.
+
+        Returns:
+            Something for ``tools=[…]``.
+        """
+        said = description or self.description or f"Ask the agent {self.name}."
+        return AgentTool(self, name or tool_name(self.name), said)

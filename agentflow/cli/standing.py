@@ -1,0 +1,106 @@
+"""Where a run stands: does it go on by itself, or does somebody have to do something?"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from agentflow.cli.option import Where
+from agentflow.cli.output import one_line, when
+from agentflow.client import Client
+from agentflow.protocols import ENDED, PARKED, RunFilter, RunRow
+
+SOON_MS = 60_000  # a timer (or a retry) within a minute is waited for
+_CHILDREN = 100  # looked at for what a parent waits for
+
+
+@dataclass(slots=True)
+class Standing:
+    """What is to be said of a run that does not go on by itself.
+
+    Attributes:
+        kind: ``going`` by itself, ``ended``, ``parked`` (for mended code, say), or ``blocked``.
+        row: The run that this is about: the run itself, or a child that is parked.
+        blocked: The runs that wait for something from outside.
+    """
+
+    kind: Literal["going", "ended", "parked", "blocked"]
+    row: RunRow
+    blocked: list[RunRow] = field(default_factory=list)
+
+
+async def standing_of(client: Client, row: RunRow, now: int) -> Standing:
+    """Return where a run stands; one that waits for child runs stands where they do."""
+    if row.status in ENDED:
+        return Standing("ended", row)
+    if row.wake_at_ms is not None and row.wake_at_ms - now < SOON_MS:
+        return Standing("going", row)
+    if row.status in PARKED:
+        return Standing("parked", row)
+    if row.status == "paused":
+        return Standing("blocked", row, [row])
+    if row.status != "waiting":
+        return Standing("going", row)
+    return await _waiting(client, row, now)
+
+
+async def _waiting(client: Client, row: RunRow, now: int) -> Standing:
+    blocked = [row] if reasons(row) or "child" not in row.wait else []
+    for child in await active_children(client, row) if "child" in row.wait else []:
+        found = await standing_of(client, child, now)
+        if found.kind in {"going", "ended"}:
+            return Standing("going", row)
+        if found.kind == "parked":
+            return found
+        blocked += found.blocked
+    # A child that has just ended has not told its parent yet.
+    return Standing("blocked", row, blocked) if blocked else Standing("going", row)
+
+
+async def active_children(client: Client, row: RunRow) -> list[RunRow]:
+    """Return the child runs that have not ended."""
+    wanted = RunFilter(project=row.project, parent_id=row.id, limit=_CHILDREN)
+    return [child for child in await client.store.list_runs(wanted) if child.status not in ENDED]
+
+
+def reasons(row: RunRow) -> list[str]:
+    """Return what a run waits for, beside child runs, as the engine says it."""
+    return [word for word in row.wait.split(", ") if word and not word.startswith("child ")]
+
+
+def signals_of(row: RunRow) -> list[str]:
+    """Return the names of the signals that a run waits for."""
+    return [w.removeprefix("signal ") for w in reasons(row) if w.startswith("signal ")]
+
+
+async def how_to_answer(client: Client, standing: Standing, where: Where, now: int) -> list[str]:
+    """Return lines that say what each run waits for, and the commands that answer."""
+    flags = "".join(f" {word}" for word in where.flags)
+    lines: list[str] = []
+    for row in standing.blocked:
+        if row.status == "paused":
+            lines += [f"run {row.id} is paused", f"  agentflow unpause {row.id}{flags}"]
+        for question in await client.approvals(run_id=row.id):
+            lines.append(f"waits for approval {question.id[:8]}: {one_line(question.question)}")
+            lines.append(f"  agentflow approve {question.id[:8]}{flags}    (or deny)")
+        for name in signals_of(row):
+            lines.append(f"waits for signal {name}")
+            lines.append(f"  agentflow signal {row.id} {name} JSON{flags}")
+        if row.wake_at_ms is not None and row.status == "waiting":
+            lines.append(f"waits for a timer: {when(row.wake_at_ms, now)}")
+    return lines
+
+
+def is_alive(owner: str | None) -> bool:
+    """Return whether the process of a worker (``PID-…``) on this machine exists."""
+    pid = (owner or "").partition("-")[0]
+    if not pid.isdigit():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

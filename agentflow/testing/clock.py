@@ -1,0 +1,117 @@
+"""Clocks for tests: one that is moved by hand (or by idleness), and one that runs faster."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from datetime import UTC, datetime, timedelta
+
+from agentflow.clock import to_ms
+
+_START = datetime(2026, 1, 1, tzinfo=UTC)
+_POLL_SECONDS = 0.001  # real time; how often an idle moment is looked for
+_QUIET_POLLS = 3  # an answer of the store's thread may be on its way for two of them
+
+
+class ManualClock:
+    """Time stands still until somebody moves it, or until nothing is left to do but wait.
+
+    With `auto_advance`, a sleep ends as soon as *idle* says that nothing else can happen: the
+    clock jumps to the earliest time that somebody waits for. Thirty days take a millisecond.
+
+    Args:
+        start: The time to begin with, aware.
+        auto_advance: Whether waiting moves the clock.
+    """
+
+    def __init__(self, start: datetime = _START, *, auto_advance: bool = True) -> None:
+        self.auto_advance = auto_advance
+        self._now_ms = to_ms(start)
+        self._busy = 0
+        self._sleepers: list[tuple[int, int, asyncio.Event]] = []
+        self._count = itertools.count()
+
+    def now_ms(self) -> int:
+        """Return the clock's time in milliseconds since 1970-01-01 UTC."""
+        return self._now_ms
+
+    def now(self) -> datetime:
+        """Return the clock's time as an aware UTC datetime."""
+        return datetime.fromtimestamp(self._now_ms / 1000, tz=UTC)
+
+    def advance(self, by: timedelta | float) -> None:
+        """Move the clock forward and wake those whose time has come.
+
+        Args:
+            by: How far, a timedelta or seconds.
+        """
+        span = by if isinstance(by, timedelta) else timedelta(seconds=by)
+        self._move_to(self._now_ms + int(span / timedelta(milliseconds=1)))
+
+    def busy(self) -> None:
+        """Hold auto-advance back, until `idle` has been called as often: an activity works."""
+        self._busy += 1
+
+    def idle(self) -> None:
+        """Undo one `busy`."""
+        self._busy -= 1
+
+    def _move_to(self, now_ms: int) -> None:
+        self._now_ms = max(self._now_ms, now_ms)
+        while self._sleepers and self._sleepers[0][0] <= self._now_ms:
+            heapq.heappop(self._sleepers)[2].set()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait until the clock has moved *seconds*; see `auto_advance`.
+
+        A wait that ends by cancellation takes its alarm with it.
+        """
+        due = self._now_ms + max(0, round(seconds * 1000))
+        if due <= self._now_ms:
+            await asyncio.sleep(0)
+            return
+        woken = asyncio.Event()
+        entry = (due, next(self._count), woken)
+        heapq.heappush(self._sleepers, entry)
+        try:
+            while not woken.is_set():
+                if self.auto_advance and await self._is_quiet(woken):
+                    self._move_to(self._sleepers[0][0])
+                else:
+                    await asyncio.sleep(_POLL_SECONDS)
+        finally:
+            if entry in self._sleepers:
+                self._sleepers.remove(entry)
+                heapq.heapify(self._sleepers)
+
+    async def _is_quiet(self, woken: asyncio.Event) -> bool:
+        """Return whether nothing has happened for a moment of real time."""
+        for _ in range(_QUIET_POLLS):
+            await asyncio.sleep(_POLL_SECONDS)
+            if self._busy or woken.is_set():
+                return False
+        return True
+
+
+class FastClock:
+    """The machine's clock, *factor* times faster; the same in every process that agrees on *base*.
+
+    Args:
+        base_ms: Real time at which both clocks agree, milliseconds since 1970.
+        factor: Number of seconds on this clock per real second.
+    """
+
+    def __init__(self, base_ms: int, factor: float) -> None:
+        self._base_ms = base_ms
+        self._factor = factor
+
+    def now_ms(self) -> int:
+        """Return the clock's time in milliseconds since 1970-01-01 UTC."""
+        real_ms = time.time_ns() / 1e6
+        return int(self._base_ms + (real_ms - self._base_ms) * self._factor)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait *seconds* of this clock."""
+        await asyncio.sleep(seconds / self._factor)

@@ -1,0 +1,173 @@
+"""What a store holds of its runs, read without changing it: what `verify` looks at."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from agentflow.codec import MessageNode
+from agentflow.errors import PayloadErased
+from agentflow.history.events import AnyEvent, event_from
+
+
+class EventRow(NamedTuple):
+    """One stored event with its hash, as the table has it."""
+
+    seq: int
+    kind: str
+    time_ms: int
+    actor: str | None
+    key: str | None
+    data: str
+    body: bytes | None
+    hash: bytes
+
+    @property
+    def event(self) -> AnyEvent:
+        """The event, decoded."""
+        return event_from(
+            self.kind,
+            seq=self.seq,
+            time_ms=self.time_ms,
+            actor=self.actor,
+            key=self.key,
+            data=self.data,
+            body=self.body,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """A run as its store has it.
+
+    Attributes:
+        row: Columns of its row by name.
+        rows: Its events, with hashes.
+        inbox: Its messages: columns by name.
+        approvals: Questions to people: columns by name.
+        attempts: Ledger rows: columns by name, and ``lines``, the sum of the cost lines.
+    """
+
+    row: Mapping[str, Any]
+    rows: Sequence[EventRow]
+    inbox: Sequence[Mapping[str, Any]] = ()
+    approvals: Sequence[Mapping[str, Any]] = ()
+    attempts: Sequence[Mapping[str, Any]] = ()
+    events: tuple[AnyEvent, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreFacts:
+    """All runs of a database.
+
+    Attributes:
+        runs: The runs, oldest first.
+        bodies: Looks bodies and chains up.
+        damage: What SQLite's own integrity check found; empty where all is well.
+    """
+
+    runs: Sequence[RunFacts]
+    bodies: FileBodies
+    damage: Sequence[str] = ()
+
+
+class FileBodies:
+    """Bodies of a database file, all in memory: files of tests are small."""
+
+    def __init__(self, bodies: dict[bytes, bytes], nodes: dict[bytes, MessageNode]) -> None:
+        self._bodies = bodies
+        self._nodes = nodes
+
+    def body(self, digest: bytes) -> bytes | None:
+        """Return a sealed body."""
+        return self._bodies.get(digest)
+
+    def chain(self, head: bytes, count: int) -> list[tuple[MessageNode, bytes]]:
+        """Return the last *count* nodes up to *head*, oldest first.
+
+        Raises:
+            PayloadErased: a node or a body is missing.
+        """
+        found: list[tuple[MessageNode, bytes]] = []
+        at: bytes | None = head
+        while at is not None and len(found) < count:
+            node = self._nodes.get(at)
+            if node is None or node.digest not in self._bodies:
+                break
+            found.append((node, self._bodies[node.digest]))
+            at = node.parent
+        if len(found) < count:
+            msg = f"{count - len(found)} of {count} messages up to {head.hex()[:12]} are missing"
+            raise PayloadErased(msg)
+        return found[::-1]
+
+
+def read_file(path: Path) -> StoreFacts:
+    """Return what the SQLite file *path* holds; it is opened read-only, at one snapshot.
+
+    Args:
+        path: The database file. It may be in use.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True, timeout=5)) as connection:
+        connection.row_factory = sqlite3.Row
+        connection.execute("BEGIN")
+        damage = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(10)")]
+        nodes = {
+            row["id"]: MessageNode(row["id"], row["parent"], row["digest"])
+            for row in connection.execute("SELECT id, parent, digest FROM nodes")
+        }
+        bodies = {
+            row["digest"]: row["body"]
+            for row in connection.execute("SELECT digest, body FROM bodies")
+        }
+        return StoreFacts(
+            runs=list(_runs(connection)),
+            bodies=FileBodies(bodies, nodes),
+            damage=[line for line in damage if line != "ok"],
+        )
+
+
+def _runs(connection: sqlite3.Connection) -> Iterator[RunFacts]:
+    inbox = _by_run(connection, "SELECT * FROM inbox ORDER BY row")
+    approvals = _by_run(connection, "SELECT * FROM approvals ORDER BY seq")
+    attempts = _by_run(
+        connection,
+        "SELECT a.*, (SELECT sum(amount_pico_usd) FROM cost_lines c "
+        "WHERE c.run_pk = a.run_pk AND c.n = a.n) AS lines FROM attempts a ORDER BY n",
+    )
+    events = _by_run(connection, "SELECT * FROM events ORDER BY seq")
+    for found in connection.execute("SELECT * FROM runs ORDER BY pk").fetchall():
+        row = dict(found)
+        row["attributes"] = json.loads(row["attributes"]) if row["attributes"] else {}
+        row["tags"] = json.loads(row["tags"]) if row["tags"] else []
+        pk = row["pk"]
+        rows = [
+            EventRow(*(e[name] for name in EventRow._fields)) for e in events.get(pk, [])
+        ]
+        yield RunFacts(
+            row=row,
+            rows=rows,
+            inbox=inbox.get(pk, []),
+            approvals=approvals.get(pk, []),
+            attempts=attempts.get(pk, []),
+            events=tuple(r.event for r in rows),
+        )
+
+
+def _by_run(connection: sqlite3.Connection, query: str) -> dict[int, list[dict[str, Any]]]:
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in connection.execute(query):
+        found.setdefault(row["run_pk"], []).append(dict(row))
+    return found

@@ -1,0 +1,598 @@
+"""What a user can do with runs, on a real SQLite file, through the public API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agentflow
+from agentflow import Client, Flow, Run, activity, workflow
+from agentflow.engine.definitions import REGISTRY
+from agentflow.errors import (
+    EncodeError,
+    InputMismatchError,
+    RunCancelledError,
+    RunEndedError,
+    RunFailedError,
+    RunParkedError,
+    UnknownWorkflowError,
+    UsageError,
+)
+from agentflow.history import events as ev
+from agentflow.protocols import RunRow
+
+CALLS: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    CALLS.clear()
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Return the URL of a database that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'runs.db'}"
+
+
+@activity
+async def note(text: str) -> str:
+    """Count a call and return its text in capitals."""
+    CALLS.append(text)
+    return text.upper()
+
+
+@activity(effect="once")
+async def pay(amount: int) -> int:
+    """Count a payment."""
+    CALLS.append(f"pay {amount}")
+    return amount
+
+
+@activity(retry=1)
+async def refuse(text: str) -> str:
+    """Fail."""
+    CALLS.append(text)
+    raise ValueError(text)
+
+
+async def until(run: Run[Any], wanted: Callable[[RunRow], bool]) -> RunRow:
+    """Return the run's row once it is as wanted."""
+    async with asyncio.timeout(10):
+        while True:
+            row = await run.info()
+            if wanted(row):
+                return row
+            await asyncio.sleep(0.005)
+
+
+async def until_status(run: Run[Any], status: str) -> RunRow:
+    """Return the run's row once it has that status."""
+    return await until(run, lambda row: row.status == status)
+
+
+def kinds(history: tuple[ev.AnyEvent, ...]) -> list[str]:
+    """Return the events' kinds."""
+    return [type(e).__name__ for e in history]
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Flow]:
+    """Open a flow; every test ends within 20 seconds."""
+    async with asyncio.timeout(20), agentflow.open(url) as flow:
+        yield flow
+
+
+def redefine(name: str, fn: Callable[..., Awaitable[Any]], **terms: Any) -> Any:
+    """Register *fn* as the new code of workflow *name*."""
+    REGISTRY.workflows.pop(name, None)
+    return workflow(name=name, **terms)(fn)
+
+
+# --- start and result -----------------------------------------------------------------------
+
+
+@workflow
+async def two_notes(text: str) -> list[str]:
+    """Call an activity twice."""
+    return [await note(text), await note(text + "!")]
+
+
+async def test_a_run_returns_what_its_workflow_returns(url: str) -> None:
+    """A started run is executed and its result decoded."""
+    async with opened(url) as flow:
+        run = await flow.start(two_notes, "a")
+
+        assert await run.result() == ["A", "A!"]
+
+
+async def test_the_same_id_returns_the_same_run(url: str) -> None:
+    """Running a script again resumes: nothing is called twice."""
+    for _ in range(2):
+        async with opened(url) as flow:
+            run = await flow.start(two_notes, "a", id="one")
+            assert await run.result() == ["A", "A!"]
+
+    assert CALLS == ["a", "a!"]
+
+
+async def test_the_same_id_with_other_input_is_refused(url: str) -> None:
+    """An id belongs to one workflow and one input."""
+    async with opened(url) as flow:
+        await flow.start(two_notes, "a", id="one")
+
+        with pytest.raises(InputMismatchError, match="other input"):
+            await flow.start(two_notes, "b", id="one")
+
+
+async def test_wrong_arguments_are_refused_before_anything_is_written(url: str) -> None:
+    """Arguments are bound to the signature when the run is started."""
+    async with opened(url) as flow:
+        with pytest.raises(UsageError, match="two_notes"):
+            await flow.start(two_notes, "a", "b", id="one")
+        with pytest.raises(EncodeError, match="argument text"):
+            await flow.start(two_notes, object(), id="one")
+
+        assert await flow.list() == []
+
+
+async def test_a_failing_activity_fails_the_run(url: str) -> None:
+    """An activity's final failure that the code lets through ends the run."""
+
+    @workflow(name="fails")
+    async def fails() -> str:
+        return await refuse("no")
+
+    async with opened(url) as flow:
+        run = await flow.start(fails)
+
+        with pytest.raises(RunFailedError, match="ValueError: no"):
+            await run.result()
+        assert await run.status() == "failed"
+
+
+async def test_an_unregistered_workflow_waits_and_is_found_again(url: str) -> None:
+    """A worker claims only what it can run; other runs stay as they are."""
+    async with opened(url) as flow:
+        run = await flow.start(two_notes, "x", id="later", delay=timedelta(hours=1))
+        assert (await run.info()).status == "pending"
+        with pytest.raises(UnknownWorkflowError, match="not registered"):
+            REGISTRY.workflow("nobody")
+
+
+# --- waiting --------------------------------------------------------------------------------
+
+
+async def test_a_signal_wakes_a_waiting_run_from_another_client(url: str) -> None:
+    """A waiting run costs a row; a message from elsewhere wakes it."""
+
+    @workflow(name="waits")
+    async def waits() -> int:
+        return await agentflow.wait_signal("number", int)
+
+    async with opened(url) as flow:
+        run = await flow.start(waits, id="w")
+        row = await until_status(run, "waiting")
+        assert row.owner is None
+        assert "signal number" in row.wait
+        async with agentflow.connect(url) as client:
+            other = await client.get("w")
+            await other.signal("number", "not a number")
+            await other.signal("number", 7)
+
+        assert await run.result() == 7
+
+
+async def test_a_signal_to_an_ended_run_is_an_error(url: str) -> None:
+    """Nothing is lost silently: the sender hears that nobody will read it."""
+    async with opened(url) as flow:
+        run = await flow.start(two_notes, "a")
+        await run.result()
+
+        with pytest.raises(RunEndedError):
+            await run.signal("late", 1)
+
+
+async def test_a_timeout_is_a_durable_timer(url: str) -> None:
+    """asyncio.timeout in a workflow fires as a recorded timer."""
+
+    @workflow(name="impatient")
+    async def impatient() -> str:
+        try:
+            return str(await agentflow.wait_signal("never", timeout=0.05))
+        except TimeoutError:
+            return await note("gave up")
+
+    async with opened(url) as flow:
+        run = await flow.start(impatient)
+
+        assert await run.result() == "GAVE UP"
+        assert "TimerFired" in kinds(await run.history())
+
+
+@pytest.mark.parametrize("approved", [True, False])
+async def test_a_person_decides(url: str, approved: bool) -> None:  # noqa: FBT001
+    """approve() waits for a decision and returns it with its author."""
+
+    @workflow(name="asks")
+    async def asks() -> list[Any]:
+        decision = await agentflow.approve("Go on?", {"cost": 3})
+        return [bool(decision), decision.reason, decision.by]
+
+    async with opened(url) as flow:
+        run = await flow.start(asks)
+        await until_status(run, "waiting")
+        (approval,) = await flow.approvals()
+        assert approval.question == "Go on?"
+        await flow.decide(approval.id, approved=approved, reason="because", actor="ada")
+
+        assert await run.result() == [approved, "because", "ada"]
+        with pytest.raises(UsageError):
+            await flow.decide(approval.id, approved=True)
+
+
+async def test_a_long_sleep_survives_a_restart(url: str) -> None:
+    """The timer is in the log, not in the process."""
+
+    @workflow(name="sleeps")
+    async def sleeps() -> str:
+        await note("before")
+        await asyncio.sleep(2.5)
+        return await note("after")
+
+    async with opened(url) as flow:
+        run = await flow.start(sleeps, id="s")
+        await until_status(run, "waiting")
+    async with opened(url) as flow:
+        assert await (await flow.get("s")).result() == "AFTER"
+
+    assert CALLS == ["before", "after"]
+
+
+# --- steering -------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_run_cleans_up(url: str) -> None:
+    """Cancellation is delivered as CancelledError; cleanup activities still run."""
+
+    @workflow(name="cancellable")
+    async def cancellable() -> None:
+        try:
+            await agentflow.wait_signal("never")
+        finally:
+            await note("cleanup")
+
+    async with opened(url) as flow:
+        run = await flow.start(cancellable)
+        await until_status(run, "waiting")
+        await run.cancel("enough", actor="ada")
+
+        with pytest.raises(RunCancelledError):
+            await run.result()
+        assert CALLS == ["cleanup"]
+
+
+async def test_a_paused_run_starts_nothing_until_it_is_released(url: str) -> None:
+    """Pause is a guard on starts: signals and timers go on."""
+
+    @workflow(name="pausable")
+    async def pausable() -> str:
+        await agentflow.wait_signal("go")
+        return await note("started")
+
+    async with opened(url) as flow:
+        run = await flow.start(pausable)
+        await until_status(run, "waiting")
+        await run.pause("lunch")
+        await until_status(run, "paused")
+        await run.signal("go")
+        await until(run, lambda row: row.next_seq == 5)
+        assert CALLS == []
+        await run.unpause()
+
+        assert await run.result() == "STARTED"
+
+
+async def test_a_bug_parks_the_run_and_mended_code_goes_on(url: str) -> None:
+    """A TypeError is no end: nothing that was recorded is called again."""
+
+    async def buggy() -> str:
+        first = await note("paid")
+        return first + 1  # type: ignore[operator]
+
+    async def mended() -> str:
+        first = await note("paid")
+        return first + "1"
+
+    broken = redefine("mendable", buggy)
+    async with opened(url) as flow:
+        run = await flow.start(broken, id="m")
+        with pytest.raises(RunParkedError, match="needs_code"):
+            await run.result()
+    redefine("mendable", mended)
+    async with opened(url) as flow:
+        assert await (await flow.get("m")).result() == "PAID1"
+
+    assert CALLS == ["paid"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "result", "calls"),
+    [("reuse", "OLD", ["old"]), ("recall", "NEW", ["old", "new"])],
+)
+async def test_an_edited_call_is_never_answered_silently(
+    url: str, policy: str, result: str, calls: list[str]
+) -> None:
+    """Strict parks the run with a readable difference; a person chooses what happens."""
+
+    async def old() -> str:
+        text = await note("old")
+        await agentflow.wait_signal("go")
+        return text
+
+    async def new() -> str:
+        text = await note("new")
+        await agentflow.wait_signal("go")
+        return text
+
+    first = redefine("edited", old)
+    async with opened(url) as flow:
+        run = await flow.start(first, id="e")
+        await until_status(run, "waiting")
+    redefine("edited", new)
+    async with opened(url) as flow:
+        again = await flow.get("e")
+        await again.signal("go")
+        with pytest.raises(RunParkedError, match="other input") as caught:
+            await again.result()
+        text = str(caught.value.data["error"])
+        assert '- "text": "old"' in text.replace("  ", " ")
+        assert '+ "text": "new"' in text.replace("  ", " ")
+        await again.unpause(on_mismatch=policy)
+
+        assert await until_result(again) == result
+    assert calls == CALLS
+
+
+async def until_result(run: Run[Any]) -> Any:
+    """Return the result once the run is no longer parked."""
+    await until(run, lambda row: row.status not in {"needs_version", "needs_code"})
+    return await run.result()
+
+
+async def test_a_failed_run_is_retried_from_its_failure(url: str) -> None:
+    """Retry reopens the run: what completed is answered from the log."""
+    allowed: list[bool] = []
+
+    @activity(name="flaky", retry=1)
+    async def flaky() -> str:
+        CALLS.append("flaky")
+        if not allowed:
+            msg = "not yet"
+            raise ValueError(msg)
+        return "done"
+
+    @workflow(name="retried")
+    async def retried() -> list[str]:
+        return [await note("first"), await flaky()]
+
+    async with opened(url) as flow:
+        run = await flow.start(retried)
+        with pytest.raises(RunFailedError):
+            await run.result()
+        allowed.append(True)
+        await run.retry(actor="ada")
+        await until(run, lambda row: row.status != "failed")
+
+        assert await run.result() == ["FIRST", "done"]
+        attempts = [e.attempt for e in await run.history() if isinstance(e, ev.ActivityStarted)]
+    assert CALLS == ["first", "flaky", "flaky"]
+    assert attempts == [1, 1, 2]
+
+
+# --- structure ------------------------------------------------------------------------------
+
+
+@workflow
+async def child_note(text: str) -> str:
+    """Call an activity in a run of its own."""
+    return await note(text)
+
+
+async def test_a_child_run_returns_to_its_parent(url: str) -> None:
+    """A child is a run; its result comes back as an event of the parent."""
+
+    @workflow(name="parent")
+    async def parent() -> list[str]:
+        first = await agentflow.start_child(child_note, "a")
+        second = await agentflow.start_child(child_note, "b")
+        return [await second.result(), await first.result()]
+
+    async with opened(url) as flow:
+        run = await flow.start(parent)
+
+        assert await run.result() == ["B", "A"]
+        assert len(await flow.list()) == 3
+
+
+async def test_children_end_with_their_parent(url: str) -> None:
+    """on_parent_end="cancel" is the default."""
+
+    @workflow(name="patient")
+    async def patient() -> None:
+        await agentflow.wait_signal("never")
+
+    @workflow(name="short")
+    async def short() -> str:
+        child = await agentflow.start_child(patient)
+        return child.id
+
+    async with opened(url) as flow:
+        run = await flow.start(short)
+        child = await flow.get(await run.result())
+
+        await until_status(child, "cancelled")
+
+
+async def test_continue_as_new_keeps_the_run(url: str) -> None:
+    """Segments share id, history and unread signals."""
+
+    @workflow(name="segments")
+    async def segments(left: int, total: int = 0) -> int:
+        total += await agentflow.wait_signal("add", int)
+        if left > 1:
+            agentflow.continue_as_new(left - 1, total)
+        return total
+
+    async with opened(url) as flow:
+        run = await flow.start(segments, 3)
+        for number in (1, 2, 4):
+            await run.signal("add", number)
+
+        assert await run.result() == 7
+        assert kinds(await run.history()).count("RunContinued") == 2
+
+
+async def test_queries_and_attributes(url: str) -> None:
+    """expose() answers from the committed history; attributes are searchable."""
+
+    @workflow(name="exposes")
+    async def exposes() -> None:
+        seen: list[int] = []
+        agentflow.expose("seen", lambda: list(seen))
+        agentflow.set_attributes(stage="one")
+        async for value in agentflow.signals("n", int):
+            seen.append(value)
+            agentflow.set_attributes(stage="two")
+
+    async with opened(url) as flow:
+        run = await flow.start(exposes)
+        await run.signal("n", 5)
+        await until(run, lambda row: row.attributes == {"stage": "two"})
+
+        assert await run.query("seen") == [5]
+        assert [row.id for row in await flow.list(attributes={"stage": "two"})] == [run.id]
+        assert await flow.list(attributes={"stage": "one"}) == []
+
+
+async def test_leftover_tasks_are_cancelled_when_the_function_returns(url: str) -> None:
+    """The function's end is the run's end; calls in flight are asked to stop."""
+    never = asyncio.Event()
+
+    @activity(name="hangs")
+    async def hangs() -> None:
+        CALLS.append("hangs")
+        await never.wait()
+
+    @workflow(name="returns_early")
+    async def returns_early() -> str:
+        task = asyncio.create_task(hangs())
+        done = await note("x")
+        del task
+        return done
+
+    async with opened(url) as flow:
+        run = await flow.start(returns_early)
+
+        assert await run.result() == "X"
+        assert "ActivityCancelled" in kinds(await run.history())
+
+
+async def test_time_random_and_uuid_are_the_same_on_replay(url: str) -> None:
+    """Values of the world come from the run's seed."""
+
+    @workflow(name="values")
+    async def values() -> list[str]:
+        made = [str(agentflow.now()), str(agentflow.random().random()), str(agentflow.uuid4())]
+        await agentflow.wait_signal("go")
+        return made
+
+    async with opened(url) as flow:
+        run = await flow.start(values, id="v")
+        await until_status(run, "waiting")
+        rehearsal = await run.rehearse()
+        rehearsal.machine.evict()
+        assert rehearsal.parking is None
+        assert rehearsal.batch.is_empty
+    async with opened(url) as flow:
+        run = await flow.get("v")
+        await run.signal("go")
+        assert len(set(await run.result())) == 3
+
+
+# --- doubt ----------------------------------------------------------------------------------
+
+
+async def die_in(flow: Client) -> None:
+    """Let the worker die without a word, as a killed process would."""
+    assert isinstance(flow, Flow)
+    worker = flow._worker
+    worker._stopping = True
+    for runner in list(worker._runners.values()):
+        runner.drop()
+    if worker._task is not None:
+        worker._task.cancel()
+    worker._runners.clear()
+
+
+async def test_a_once_call_in_doubt_asks_a_person(url: str) -> None:
+    """An effect that must not be repeated is not repeated without a human."""
+    hang = asyncio.Event()
+
+    @activity(name="charge", effect="once")
+    async def charge(amount: int) -> int:
+        CALLS.append(f"charge {amount}")
+        await hang.wait()
+        return amount
+
+    @workflow(name="charges")
+    async def charges() -> int:
+        return await charge(5)
+
+    async with opened(url) as flow:
+        run = await flow.start(charges, id="c")
+        await until(run, lambda _: bool(CALLS))
+        await die_in(flow)
+    hang.set()
+    async with opened(url) as flow:
+        run = await flow.get("c")
+        await until_status(run, "waiting")
+        (approval,) = await flow.approvals()
+        assert approval.kind == "doubt"
+        assert CALLS == ["charge 5"]
+        await flow.decide(approval.id, approved=True)
+
+        assert await run.result() == 5
+        assert "ActivityInDoubt" in kinds(await run.history())
+
+
+async def test_reconcile_asks_the_outside_world(url: str) -> None:
+    """A reconcile function says what happened to the doubtful call."""
+    hang = asyncio.Event()
+
+    async def look(amount: int) -> int:
+        return amount * 100
+
+    @activity(name="charge2", effect="once", reconcile=look)
+    async def charge2(amount: int) -> int:
+        CALLS.append(f"charge {amount}")
+        await hang.wait()
+        return amount
+
+    @workflow(name="charges2")
+    async def charges2() -> int:
+        return await charge2(5)
+
+    async with opened(url) as flow:
+        run = await flow.start(charges2, id="c")
+        await until(run, lambda _: bool(CALLS))
+        await die_in(flow)
+    async with opened(url) as flow:
+        assert await (await flow.get("c")).result() == 500
+    assert CALLS == ["charge 5"]

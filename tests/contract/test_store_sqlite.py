@@ -1,0 +1,25 @@
+"""The store's contract, kept by SQLite in a file and in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agentflow.protocols import Store
+from agentflow.storage import SqlStore
+from agentflow.testing.store_conformance import StoppedClock, StoreConformance
+
+
+class TestSqliteFile(StoreConformance):
+    """A file, one per test."""
+
+    def make_store(self, directory: Path, clock: StoppedClock) -> Store:
+        """Return a store that survives the death of the process: tests need no fsync."""
+        return SqlStore.sqlite(f"sqlite:///{directory}/a.db", durability="process", clock=clock)
+
+
+class TestSqliteMemory(StoreConformance):
+    """Memory: one connection for all."""
+
+    def make_store(self, directory: Path, clock: StoppedClock) -> Store:
+        """Return a store that is gone when it is closed."""
+        return SqlStore.sqlite("sqlite://", clock=clock)

@@ -1,0 +1,160 @@
+"""What a forked process does: work on a workload until it ends or is killed, or verify it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import agentflow
+from agentflow.client import Run
+from agentflow.errors import RunCancelledError, RunFailedError
+from agentflow.sync_point import arm
+from agentflow.testing.clock import FastClock
+from agentflow.testing.facts import read_file
+from agentflow.testing.verify import Effect, problems
+from agentflow.worker.worker import WorkerOptions
+from tests.crash import workloads
+from tests.crash.counter import Outside
+from tests.crash.workloads import WORKLOADS, Workload
+
+FACTOR = 300.0  # seconds of a workload's clock per real second
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a child is told.
+
+    Attributes:
+        mode: ``live`` or ``verify``.
+        point, hit: Where it kills itself, if anywhere.
+        kill_after_seconds: When its parent kills it, if at all; 0 = never.
+        quarantine_after: See `WorkerOptions`.
+    """
+
+    mode: str
+    workload: str
+    database: str
+    socket: str
+    base_ms: int
+    point: str = ""
+    hit: int = 0
+    kill_after_seconds: float = 0.0
+    durability: str = "process"
+    quarantine_after: int = 3
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Trap:
+    """Counts the hits of sync points and kills the process at one of them."""
+
+    def __init__(self, point: str, hit: int) -> None:
+        self.hits: Counter[str] = Counter()
+        self._point = point
+        self._hit = hit
+        self._lock = threading.Lock()
+
+    def __call__(self, name: str) -> None:
+        """Count a hit; die here if this is the one."""
+        with self._lock:
+            self.hits[name] += 1
+            if name == self._point and self.hits[name] == self._hit:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+def perform(spec: Spec) -> dict[str, Any]:
+    """Do what *spec* says and return a report."""
+    outside = Outside(spec.socket, spec.database)
+    workloads.OUTSIDE[:] = [outside]
+    try:
+        if spec.mode == "verify":
+            return check(spec, outside)
+        trap = Trap(spec.point, spec.hit)
+        arm(trap)
+        outcome = asyncio.run(live(spec))
+        return {"outcome": outcome, "hits": dict(trap.hits)}
+    finally:
+        outside.close()
+
+
+async def live(spec: Spec) -> Any:
+    """Start or resume the workload's run and wait for its end."""
+    workload = WORKLOADS[spec.workload]
+    options = WorkerOptions(quarantine_after=spec.quarantine_after)
+    async with agentflow.open(
+        f"sqlite:///{spec.database}",
+        durability=spec.durability,
+        clock=FastClock(spec.base_ms, FACTOR),
+        worker=options,
+    ) as flow:
+        run = await workload.start(flow)
+        workloads.OUTSIDE[0].ask("ack", what=["run", run.id])
+        people = asyncio.ensure_future(_operate(workload, flow, run))
+        try:
+            return await _ending(run)
+        finally:
+            people.cancel()
+            await asyncio.wait({people})
+
+
+async def _operate(workload: Workload, flow: agentflow.Flow, run: Run[Any]) -> None:
+    if workload.operate is not None:
+        await workload.operate(flow, run)
+
+
+async def _ending(run: Run[Any]) -> Any:
+    try:
+        return await run.result()
+    except RunCancelledError:
+        return ["cancelled", ""]
+    except RunFailedError as e:
+        return ["failed", e.message.partition(": ")[2]]
+
+
+def check(spec: Spec, outside: Outside) -> dict[str, Any]:
+    """Verify the workload's database against what the outside world counted."""
+    counted = outside.ask("list")
+    effects = [
+        Effect(
+            run_id=e["run"], key=e["key"], attempt=e["attempt"], idempotency_key=e["idem"],
+            epoch=e["epoch"],
+        )  # fmt: skip
+        for e in counted
+        if e["op"] == "begin"
+    ]
+    workload = WORKLOADS[spec.workload]
+    path = Path(spec.database)
+    found = problems(
+        path, effects=effects, counted=workload.counted, crashed=not spec.options.get("clean")
+    )
+    facts = read_file(path)
+    found += list(_unheard(facts, [e["what"] for e in counted if e["op"] == "ack"]))
+    found += [
+        f"run {run.row['id']} is {run.row['status']}"
+        for run in facts.runs
+        if run.row["status"] not in {"completed", "failed", "cancelled"}
+    ]
+    kinds = Counter(row.kind for run in facts.runs for row in run.rows)
+    return {
+        "problems": found,
+        "effects": len(effects),
+        "calls": len({e.idempotency_key for e in effects}),
+        "events": sum(kinds.values()),
+        "doubts": kinds["ActivityInDoubt"],
+    }
+
+
+def _unheard(facts: Any, acknowledged: list[list[str]]) -> list[str]:
+    """Return what was acknowledged to the outside and is not in the log."""
+    known = {("run", run.row["id"]) for run in facts.runs}
+    for run in facts.runs:
+        for row in run.rows:
+            text = (row.data + (row.body or b"").decode("utf-8", "replace"))
+            known |= {(kind, name) for kind, name in acknowledged if name in text}
+    return [f"{kind} {name} was acknowledged and lost" for kind, name in acknowledged
+            if (kind, name) not in known]  # fmt: skip
