@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
@@ -59,7 +60,7 @@ class Watch:
     def __init__(self) -> None:
         self.worker_error: Callable[[], BaseException | None] = lambda: None
         self.is_owner: Callable[[], bool] = lambda: False
-        self._waiting: dict[int, set[asyncio.Future[None]]] = {}
+        self._waiting: dict[int, set[asyncio.Event]] = {}
         self._streams: dict[str, set[asyncio.Queue[StreamItem | None]]] = {}
         self._ends: dict[int, str] = {}
 
@@ -67,9 +68,8 @@ class Watch:
         """Wake those who wait for this run; -1 wakes everybody."""
         pks = list(self._waiting) if run_pk == -1 else [run_pk]
         for pk in pks:
-            for future in self._waiting.pop(pk, ()):
-                if not future.done():
-                    future.set_result(None)
+            for news in self._waiting.get(pk, ()):
+                news.set()
         if status in ENDED or status in PARKED:
             for queue in self._streams.get(self._ends.get(run_pk, ""), ()):
                 queue.put_nowait(None)
@@ -83,18 +83,27 @@ class Watch:
         """Return whether somebody watches the run's stream."""
         return run_id in self._streams
 
-    async def changed(self, run_pk: int) -> None:
-        """Wait until the run's status may have changed."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(run_pk, set()).add(future)
-        seconds = _OWN_POLL_SECONDS if self.is_owner() else _POLL_SECONDS
+    @contextmanager
+    def news(self, run_pk: int) -> Iterator[asyncio.Event]:
+        """Yield an event that is set whenever the run's status may have changed.
+
+        Clear it, then look at the run, then `wait`: so a change in between is not missed.
+        """
+        news = asyncio.Event()
+        self._waiting.setdefault(run_pk, set()).add(news)
         try:
-            await asyncio.wait({future}, timeout=seconds)
+            yield news
         finally:
-            waiting = self._waiting.get(run_pk, set())
-            waiting.discard(future)
+            waiting = self._waiting[run_pk]
+            waiting.discard(news)
             if not waiting:
-                self._waiting.pop(run_pk, None)
+                del self._waiting[run_pk]
+
+    async def wait(self, news: asyncio.Event) -> None:
+        """Wait for *news*, or until it is time to look anyway."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_OWN_POLL_SECONDS if self.is_owner() else _POLL_SECONDS):
+                await news.wait()
         if (error := self.worker_error()) is not None:
             raise error
 
@@ -113,12 +122,34 @@ class Watch:
             self._streams.pop(run_id, None)
 
 
+class RowReader:
+    """Reads rows of runs; what is asked for at the same time is one query."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._wanted: set[int] = set()
+        self._next: asyncio.Task[dict[int, RunRow]] | None = None
+
+    async def read(self, run_pk: int) -> RunRow | None:
+        """Return the run's row as it is now, or None where there is none."""
+        self._wanted.add(run_pk)
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._read())
+        # Shielded: one caller who gives up must not take the answer from the others.
+        return (await asyncio.shield(self._next)).get(run_pk)
+
+    async def _read(self) -> dict[int, RunRow]:
+        wanted, self._wanted, self._next = self._wanted, set(), None
+        return {row.pk: row for row in await self._store.get_runs(sorted(wanted))}
+
+
 @dataclass(slots=True, kw_only=True)
 class Seams:
     """What a client is made of.
 
     Attributes:
         actor: Who is named in the history for what this client does.
+        rows: Reads rows of the store's runs.
     """
 
     store: Store
@@ -129,6 +160,11 @@ class Seams:
     registry: Registry = REGISTRY
     project: str = "default"
     actor: str | None = None
+    rows: RowReader = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make the reader of rows."""
+        self.rows = RowReader(self.store)
 
 
 class Run(Generic[R]):
@@ -158,11 +194,11 @@ class Run(Generic[R]):
         Raises:
             NotFoundError: the run was removed.
         """
-        rows = await self._seams.store.get_runs([self._pk])
-        if not rows:
+        row = await self._seams.rows.read(self._pk)
+        if row is None:
             msg = f"run {self.id} does not exist any more"
             raise NotFoundError(msg)
-        return rows[0]
+        return row
 
     async def status(self) -> RunStatus:
         """Return the status, one word: ``running``, ``waiting``, ``completed`` and so on.
@@ -183,15 +219,18 @@ class Run(Generic[R]):
             RunCancelledError: it was cancelled.
             RunParkedError: it waits for mended code, a matching version or a release.
         """
-        while True:
-            row = await self.info()
-            if row.status in ENDED:
-                return cast("R", await self._outcome(row))
-            if row.status in PARKED:
-                first = row.error.splitlines()[0] if row.error else row.status
-                msg = f"run {self.id} {row.status}: {first}"
-                raise RunParkedError(msg, data={"status": row.status, "error": row.error})
-            await self._seams.watch.changed(self._pk)
+        watch = self._seams.watch
+        with watch.news(self._pk) as news:
+            while True:
+                news.clear()
+                row = await self.info()
+                if row.status in ENDED:
+                    return cast("R", await self._outcome(row))
+                if row.status in PARKED:
+                    first = row.error.splitlines()[0] if row.error else row.status
+                    msg = f"run {self.id} {row.status}: {first}"
+                    raise RunParkedError(msg, data={"status": row.status, "error": row.error})
+                await watch.wait(news)
 
     async def _outcome(self, row: RunRow) -> Any:
         codec, store = self._seams.codec, self._seams.store

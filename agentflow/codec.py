@@ -115,6 +115,17 @@ class NoBodies:
         raise PayloadErased(msg)
 
 
+class PartsBodies(NoBodies):
+    """Bodies of values that were just encoded and are not stored yet."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def body(self, digest: bytes) -> bytes | None:
+        """Return the sealed body of *digest*, if it is among the parts."""
+        return self._parts.bodies.get(digest)
+
+
 class Cipher(Protocol):
     """The hook through which every stored body passes."""
 
@@ -245,7 +256,9 @@ class Codec:
             if len(v) >= 8  # noqa: PLR2004 -- shorter strings would erase ordinary words
         ]
 
-    def encode(self, value: Any, annotation: Any, parts: Parts, *, what: str) -> Payload:
+    def encode(
+        self, value: Any, annotation: Any, parts: Parts, *, what: str, bounded: bool = True
+    ) -> Payload:
         """Return *value* as a payload; bodies that live apart go into *parts*.
 
         Raises:
@@ -254,7 +267,7 @@ class Codec:
         """
         context = Encoding(self, parts, [])
         plain = to_canonical(to_json(value, annotation, what, context), value, what)
-        return self._payload(plain, type_name(annotation), context, what)
+        return self._payload(plain, type_name(annotation), context, what, bounded=bounded)
 
     def encode_fields(
         self, values: Mapping[str, Any], annotations: Mapping[str, Any], parts: Parts, *, what: str
@@ -278,9 +291,11 @@ class Codec:
             for name, item in data.items()
         }
 
-    def _payload(self, plain: bytes, declared: str, context: Encoding, what: str) -> Payload:
+    def _payload(
+        self, plain: bytes, declared: str, context: Encoding, what: str, *, bounded: bool = True
+    ) -> Payload:
         plain = self.scrub(plain)
-        if len(plain) > self.max_bytes:
+        if bounded and len(plain) > self.max_bytes:
             msg = f"{what} is {len(plain):,} bytes of JSON; the limit is {self.max_bytes:,}"
             raise PayloadTooLargeError(msg)
         digest = self.cipher.digest(plain)

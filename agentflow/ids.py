@@ -40,7 +40,13 @@ def new_message_id() -> str:
     return uuid.uuid4().hex
 
 
-def idempotency_key(project: str, run_id: str, key: str) -> str:
-    """Return the key that an activity hands to the outside world, stable over attempts."""
-    text = f"{project}\x00{run_id}\x00{key}".encode()
+def idempotency_key(
+    project: str, run_id: str, key: str, *, segment: int = 1, fingerprint: str = ""
+) -> str:
+    """Return the key that an activity hands to the outside world, stable over attempts.
+
+    Call keys are unique in a segment only, and a call that is paid again with other arguments
+    (`recall`) is another call to the outside: both are part of it.
+    """
+    text = "\x00".join((project, run_id, str(segment), key, fingerprint)).encode()
     return "af_" + hashlib.sha256(text).hexdigest()[:32]

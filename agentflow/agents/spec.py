@@ -16,7 +16,7 @@ from agentflow.engine.definitions import Activity
 from agentflow.errors import UsageError
 from agentflow.llm.messages import Message, Messages
 from agentflow.llm.request import ModelSettings, OutputSchema, ToolSpec
-from agentflow.retry import RetryPolicy
+from agentflow.retry import MODEL_RETRY, RetryPolicy
 from agentflow.tools.output import output_schema
 from agentflow.tools.tool import Tool
 
@@ -181,7 +181,9 @@ class AgentSpec(Generic[Output]):
     @cached_property
     def llm(self) -> Activity[..., Any]:
         """The model call on this agent's terms."""
-        retry = RetryPolicy(max_attempts=self.retry) if isinstance(self.retry, int) else self.retry
+        retry = self.retry
+        if isinstance(retry, int):
+            retry = replace(MODEL_RETRY, max_attempts=retry)
         timeout = self.timeout
         if timeout is not None and not isinstance(timeout, timedelta):
             timeout = timedelta(seconds=timeout)

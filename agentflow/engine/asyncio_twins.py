@@ -422,6 +422,29 @@ def _make_all_tasks(stock: Any) -> Any:
     return all_tasks
 
 
+def adopt_namespace(namespace: dict[str, Any]) -> list[str]:
+    """Replace stock functions that a module took by name before agentflow was imported.
+
+    ``from asyncio import wait_for`` at the top of a file binds the stock function. In a module that
+    defines workflows it becomes the dispatcher, which outside of a workflow is the same.
+
+    Args:
+        namespace: The globals of the module, ``function.__globals__``; changed in place.
+
+    Returns:
+        The names that were replaced, in order.
+    """
+    ours = {
+        id(stock): current
+        for current in vars(asyncio).values()
+        if (stock := getattr(current, "agentflow_stock", None)) is not None
+    }
+    replaced = [name for name, value in namespace.items() if id(value) in ours]
+    for name in replaced:
+        namespace[name] = ours[id(namespace[name])]
+    return replaced
+
+
 def install() -> None:
     """Put the dispatchers in place; again is a no-op.
 

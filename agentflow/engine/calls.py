@@ -109,6 +109,11 @@ class Call:
         return self.future is not None and not self.future.done()
 
     @property
+    def recorded_fingerprint(self) -> str:
+        """Hash of what was asked when the call was recorded: today's types may spell it anew."""
+        return getattr(self.recorded, "fingerprint", "") or self.fingerprint
+
+    @property
     def name(self) -> str:
         """The activity's or workflow's name."""
         return self.activity_call.activity.name if self.activity_call else self.workflow

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Literal, ParamSpec, TypeVar, cast, overload
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, cast, overload
 
+from agentflow.engine.asyncio_twins import adopt_namespace
 from agentflow.engine.context import ActivityCall, current_context
 from agentflow.engine.definition import (
     ActivityContext,
@@ -18,6 +19,7 @@ from agentflow.engine.definition import (
     Effect,
     OnDoubt,
 )
+from agentflow.engine.doors import guard_namespace
 from agentflow.errors import UnknownActivityError, UnknownWorkflowError, UsageError
 from agentflow.retry import NO_RETRY, RetryPolicy
 
@@ -216,6 +218,9 @@ def workflow(
             function, name=name, version=version, fail_on=fail_on, on_mismatch=on_mismatch
         )
         REGISTRY.add(made)
+        # Names that the module took before they were guarded: `from random import choice`.
+        guard_namespace(function.__globals__)
+        adopt_namespace(function.__globals__)
         return made
 
     return register if fn is None else register(fn)
@@ -259,10 +264,41 @@ def _span(seconds: timedelta | float | None) -> timedelta | None:
     return timedelta(seconds=seconds)
 
 
+class ActivityDecorator(Protocol):
+    """What ``@activity(…)`` returns; an `ActivityContext` in front is no part of the signature."""
+
+    @overload
+    def __call__(
+        self, fn: Callable[Concatenate[ActivityContext, P], Coroutine[Any, Any, R]], /
+    ) -> Activity[P, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+    ) -> Activity[P, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(
+        self, fn: Callable[Concatenate[ActivityContext, P], R], /
+    ) -> Activity[P, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, R], /) -> Activity[P, Coroutine[Any, Any, R]]: ...
+    def __call__(self, fn: Any, /) -> Any:
+        """Register *fn*."""
+
+
 @overload
-def activity(fn: Callable[P, Awaitable[R]], /) -> Activity[P, Awaitable[R]]: ...
+def activity(
+    fn: Callable[Concatenate[ActivityContext, P], Coroutine[Any, Any, R]], /
+) -> Activity[P, Coroutine[Any, Any, R]]: ...
 @overload
-def activity(fn: Callable[P, R], /) -> Activity[P, Awaitable[R]]: ...
+def activity(
+    fn: Callable[P, Coroutine[Any, Any, R]], /
+) -> Activity[P, Coroutine[Any, Any, R]]: ...
+@overload
+def activity(
+    fn: Callable[Concatenate[ActivityContext, P], R], /
+) -> Activity[P, Coroutine[Any, Any, R]]: ...
+@overload
+def activity(fn: Callable[P, R], /) -> Activity[P, Coroutine[Any, Any, R]]: ...
 @overload
 def activity(
     *,
@@ -274,7 +310,7 @@ def activity(
     total_timeout: timedelta | float | None = None,
     on_doubt: OnDoubt | None = None,
     reconcile: Callable[..., Any] | None = None,
-) -> Callable[[Callable[P, R]], Activity[P, R]]: ...
+) -> ActivityDecorator: ...
 def activity(fn: Any = None, /, *, name: str | None = None, **terms: Any) -> Any:
     """Register a function with side effects: its outcome is recorded, its calls are not repeated.
 

@@ -18,6 +18,7 @@ from agentflow.engine.context import (
     require_context,
 )
 from agentflow.engine.definitions import REGISTRY, Workflow
+from agentflow.engine.doors import doors_lifted
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -216,18 +217,29 @@ def _seconds(span: timedelta | float | None) -> float | None:
     return span.total_seconds() if isinstance(span, timedelta) else span
 
 
-class _SilentInReplay(logging.Filter):
-    """Drops records that a replay would say again; add it to any logger or handler."""
+class RunLogger(logging.LoggerAdapter[logging.Logger]):
+    """A logger for workflow code: silent in replay, and its records carry `run_id`."""
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Return False in replay; add the run's id elsewhere."""
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log *msg*, unless this code has run before.
+
+        Args:
+            level: Level as in `logging`, a number.
+            msg: Constant message.
+            *args: Values for its placeholders.
+            **kwargs: As in `logging`; ``extra`` is merged with the run's facts.
+        """
         context = current_context()
         if context is None:
-            return True
-        record.run_id = context.info.id
-        return not context.is_replaying
+            super().log(level, msg, *args, **kwargs)
+        elif not context.is_replaying:
+            kwargs["extra"] = {"run_id": context.info.id, **(kwargs.get("extra") or {})}
+            with doors_lifted():  # a handler may open a socket
+                super().log(level, msg, *args, **kwargs)
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Return both unchanged; `log` has added what there is to add."""
+        return msg, kwargs
 
 
-logger: logging.Logger = logging.getLogger("agentflow.run")
-"""A logger for workflow code: silent in replay, records carry `run_id`."""
-logger.addFilter(_SilentInReplay())
+logger = RunLogger(logging.getLogger("agentflow.run"), {})

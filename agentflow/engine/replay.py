@@ -52,7 +52,7 @@ from agentflow.errors import (
     RunFailedError,
 )
 from agentflow.history import events as ev
-from agentflow.history.failure import Failure, activity_error, failure_of
+from agentflow.history.failure import Failure, activity_error, encode_failure
 from agentflow.history.history import History
 
 _LOG = logging.getLogger("agentflow.engine")
@@ -140,6 +140,7 @@ class Machine:
         self._timers: dict[str, Call] = {}
         self._backoff: dict[str, Call] = {}
         self._open_calls: dict[str, Call] = {}
+        self._untold: set[str] = set()  # keys of children that are to be cancelled
         self._batch = Batch()
         self._now_ms = self.loop.now_ms
 
@@ -343,7 +344,10 @@ class Machine:
                 if call.state == "done":
                     self._open_calls.pop(call.key, None)
             case ev.ActivityCancelRequested():
-                self._known(event).cancel_recorded = True
+                call = self._known(event)
+                call.cancel_recorded = True
+                if call.kind == "child":
+                    self._untold.add(call.key)
             case ev.ActivityCancelled():
                 self._done(self._known(event))
             case ev.TimerFired():
@@ -416,6 +420,7 @@ class Machine:
         self._to_start.pop(call.key, None)
         self._backoff.pop(call.key, None)
         self._open_calls.pop(call.key, None)
+        self._untold.discard(call.key)
 
     def _settle(self, event: ev.AnyEvent, arrival: Arrival | None = None) -> bool:
         call = self._known(event)
@@ -781,6 +786,8 @@ class Machine:
             self.record(ev.ActivityCancelled(key=call.key, attempt=call.attempt), self._now_ms)
             self._done(call)
             return
+        if call.kind == "child":
+            self._untold.add(call.key)
         self._batch.commands.append(CancelAttempt(call))
 
     # --- starts, doubts ---------------------------------------------------------------------
@@ -854,6 +861,9 @@ class Machine:
                 isinstance(c, Reconcile) and c.call is call for c in self._batch.commands
             ):
                 self._batch.commands.append(Reconcile(call, call.attempt))
+        told = {c.call.key for c in self._batch.commands if isinstance(c, CancelAttempt)}
+        for key in sorted(self._untold - told):
+            self._batch.commands.append(CancelAttempt(self.calls[key]))
 
     def _settle_doubt(self, call: Call, now_ms: int) -> None:
         """Answer from what a cut made void, where that tells; else the call is in doubt."""
@@ -872,8 +882,7 @@ class Machine:
     def fail(self, call: Call, error: BaseException, now_ms: int) -> None:
         """Settle *call* as failed for good."""
         parts = Parts()
-        failure = failure_of(error)
-        payload = self.codec.encode(failure, Failure, parts, what="failure")
+        failure, payload = encode_failure(error, self.codec, parts)
         draft = ev.ActivityFailed(key=call.key, payload=payload, attempt=call.attempt)
         self._arrive(Arrival(event=draft, value=failure, has_value=True, parts=parts), now_ms)
 
@@ -909,9 +918,23 @@ class Machine:
         times += [c.retry_at_ms for c in self._backoff.values() if c.retry_at_ms is not None]
         return min(times, default=None)
 
+    def told(self, call: Call) -> None:
+        """Take note that a child run has been asked to end."""
+        self._untold.discard(call.key)
+
+    @property
+    def has_untold(self) -> bool:
+        """Whether a child run is to be cancelled and does not know it yet."""
+        return bool(self._untold)
+
+    @property
+    def segment(self) -> int:
+        """Seq of the event that began the segment in which keys are unique."""
+        return self._segment
+
     def is_busy(self) -> bool:
-        """Return whether an attempt is in flight or about to start."""
-        if self._to_start and not self.paused:
+        """Return whether an attempt is in flight or about to start, or a child is to be told."""
+        if self._untold or (self._to_start and not self.paused):
             return True
         return any(
             c.state == "started" or (c.state == "doubt" and self._reconciles(c))
@@ -960,6 +983,7 @@ class Machine:
         self.loop.drain()
         self.loop.create_task(self.loop.shutdown_asyncgens())
         self.loop.drain()
+        self.loop.report_unretrieved()
         self._asked.clear()
         self._fresh.clear()
         self._collect()
@@ -1003,8 +1027,7 @@ class Machine:
             return [(ev.RunCancelled(reason=self.cancel_reason or ""), None)]
         if ending.kind == "failed":
             assert ending.error is not None  # noqa: S101 -- kind says so
-            failure = failure_of(ending.error)
-            payload = self.codec.encode(failure, Failure, parts, what="failure")
+            _, payload = encode_failure(ending.error, self.codec, parts)
             return [(ev.RunFailed(payload=payload), parts)]
         if ending.kind == "continued":
             what = f"{self.workflow.name}() argument"

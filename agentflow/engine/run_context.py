@@ -57,6 +57,8 @@ class Asked(Protocol):
         ...
 
 
+# Code that swallows this many refusals in a loop is let wait instead: eviction then ends it.
+_MAX_REFUSALS = 100
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -65,6 +67,7 @@ class MachineContext:
 
     def __init__(self, machine: Asked) -> None:
         self._machine = machine
+        self._refusals = 0
 
     @property
     def info(self) -> RunInfo:
@@ -77,12 +80,14 @@ class MachineContext:
         return not self._machine.live
 
     def _open(self) -> Asked:
-        if self._machine.loop.evicting:
-            raise Evicted
-        if self._machine.deaf:
+        machine = self._machine
+        if machine.loop.evicting:
+            machine.loop.create_future()  # raises Evicted, or lets code wait that will not end
+        elif machine.deaf and self._refusals < _MAX_REFUSALS:
+            self._refusals += 1
             msg = "the run has ended; this task is being cancelled"
             raise asyncio.CancelledError(msg)
-        return self._machine
+        return machine
 
     def _key(self, name: str, explicit: str | None) -> str:
         machine = self._machine

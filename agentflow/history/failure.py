@@ -6,7 +6,7 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any
 
-from agentflow.codec import canonical, to_json
+from agentflow.codec import Codec, Parts, PartsBodies, Payload, canonical, to_json
 from agentflow.errors import (
     ActivityError,
     ActivityTimeoutError,
@@ -19,6 +19,8 @@ from agentflow.errors import (
 )
 
 _TRACEBACK_CHARS = 8_000  # the last frames say where it broke; the rest is noise in a log
+_MESSAGE_CHARS = 8_000
+_DATA_BYTES = 64_000  # what a program may want to know of a failure; a payload it is not
 _CAUSES = 5  # deeper chains repeat themselves
 
 _BY_CODE: dict[str, type[AgentflowError]] = {
@@ -71,22 +73,43 @@ def failure_of(error: BaseException, depth: int = 0) -> Failure:
     data: dict[str, Any] = getattr(error, "data", {}) if isinstance(error, AgentflowError) else {}
     return Failure(
         type=type(error).__qualname__,
-        message=str(error),
+        message=_text(str(error), _MESSAGE_CHARS),
         code=error.code if isinstance(error, AgentflowError) else "",
         hint=error.hint if isinstance(error, AgentflowError) else "",
         data=_json_or_text(data),
         cause=failure_of(cause, depth + 1) if cause is not None and depth < _CAUSES else None,
-        traceback="".join(traceback.format_exception(error, chain=False))[-_TRACEBACK_CHARS:],
+        traceback=_text(
+            "".join(traceback.format_exception(error, chain=False))[-_TRACEBACK_CHARS:],
+            _TRACEBACK_CHARS,
+        ),
     )
+
+
+def encode_failure(error: BaseException, codec: Codec, parts: Parts) -> tuple[Failure, Payload]:
+    """Return *error* as it will be read back, and as it is recorded; this cannot fail.
+
+    A failure is bounded by itself, so that the limit of payloads does not apply to it.
+    """
+    failure = failure_of(error)
+    payload = codec.encode(failure, Failure, parts, what="failure", bounded=False)
+    return codec.decode(payload, Failure, PartsBodies(parts), what="failure"), payload
+
+
+def _text(text: str, limit: int) -> str:
+    """Return *text* as storable Unicode, at most *limit* characters of it."""
+    if len(text) > limit:
+        text = text[:limit] + "…"
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _json_or_text(data: Any) -> dict[str, Any]:
     try:
         made = to_json(dict(data), Any, "data")
-        canonical(made)
+        if len(canonical(made)) <= _DATA_BYTES:
+            return dict(made)
     except (PayloadError, ValueError, TypeError):
-        return {"text": repr(data)}
-    return dict(made)
+        pass
+    return {"text": _text(repr(data), _MESSAGE_CHARS)}
 
 
 def activity_error(failure: Failure) -> AgentflowError:

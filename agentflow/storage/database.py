@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 
@@ -26,6 +27,7 @@ from agentflow.sync_point import sync_point
 
 A = TypeVar("A")
 R = TypeVar("R")
+T = TypeVar("T")
 Verb = Callable[[Tx, Sequence[A]], "Sequence[R | Exception]"]
 
 TRIES = 3  # of a transaction that met a lock, each after the driver's own busy timeout
@@ -44,6 +46,37 @@ class Job:
     loop: asyncio.AbstractEventLoop
 
 
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One read that waits for its snapshot."""
+
+    query: Callable[[Tx], Any]
+    future: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+
+
+class Collector(Generic[T]):
+    """Collects what one turn of an event loop asks for, so that it is done together."""
+
+    def __init__(self, send: Callable[[list[T]], None]) -> None:
+        self._send = send
+        self._items: dict[asyncio.AbstractEventLoop, list[T]] = {}
+
+    def add(self, loop: asyncio.AbstractEventLoop, item: T) -> None:
+        """Send *item* at the end of this turn of *loop*."""
+        items = self._items.get(loop)
+        if items is None:
+            items = self._items[loop] = []
+            loop.call_soon(self.flush, loop)
+        items.append(item)
+
+    def flush(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Send what *loop* has asked for."""
+        items = self._items.pop(loop, None)
+        if items:
+            self._send(items)
+
+
 class Database:
     """Runs verbs in the writer thread and reads in others.
 
@@ -57,13 +90,16 @@ class Database:
         self.dialect = dialect
         self._clock = clock
         self._faults = faults
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
+        self._new_jobs: Collector[Job] = Collector(self._jobs.put)
+        self._new_questions: Collector[Question] = Collector(self._ask)
         self._thread: threading.Thread | None = None
         self._readers: ThreadPoolExecutor | None = None
         self._wakes: list[Wake] = []
         self._conn: Connection | None = None
         self._cursor: Cursor | None = None
         self._foreign = 0
+        self._watch_at = 0.0
 
     # -- the async face
 
@@ -86,6 +122,8 @@ class Database:
         if thread is None or readers is None:
             return
         self._thread = None
+        self._new_jobs.flush(asyncio.get_running_loop())
+        self._new_questions.flush(asyncio.get_running_loop())
         self._jobs.put(None)
         await asyncio.get_running_loop().run_in_executor(readers, thread.join)
         readers.shutdown()
@@ -100,7 +138,7 @@ class Database:
             raise StoreError(msg)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
-        self._jobs.put(Job(verb, argument, future, loop))
+        self._new_jobs.add(loop, Job(verb, argument, future, loop))
         return await future
 
     async def own(self) -> None:
@@ -112,7 +150,33 @@ class Database:
         if self._readers is None:
             msg = "the store is closed"
             raise StoreError(msg)
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self.read_now, query)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[R] = loop.create_future()
+        self._new_questions.add(loop, Question(query, future, loop))
+        return await future
+
+    def _ask(self, questions: list[Question]) -> None:
+        if self._readers is None:
+            deliver(questions, [StoreError("the store is closed") for _ in questions])
+        else:
+            self._readers.submit(self._answer, questions)
+
+    def _answer(self, questions: list[Question]) -> None:
+        """Answer *questions* from one snapshot, in a reader thread; each may fail alone."""
+
+        def one(tx: Tx, question: Question) -> Any:
+            try:
+                return question.query(tx)
+            except Exception as e:
+                if self.dialect.translate(e) is not None:
+                    raise  # the database failed, not the question
+                return e
+
+        try:
+            answers = self.read_now(lambda tx: [one(tx, question) for question in questions])
+        except Exception as e:  # noqa: BLE001 -- handed to the callers
+            answers = [self._failure(e) for _ in questions]
+        deliver(questions, answers)
 
     def read_now(self, query: Callable[[Tx], R]) -> R:
         """Run *query* on one snapshot in this thread."""
@@ -153,13 +217,12 @@ class Database:
     def _work(self) -> None:
         open_ = True
         while open_:
-            jobs = self._take()
-            if None in jobs:
-                open_ = False
-            ready = [job for job in jobs if job is not None]
+            ready, open_ = self._take()
             if ready:
                 self._commit(ready)
-            self._watch()
+            if time.monotonic() >= self._watch_at:
+                self._watch()
+                self._watch_at = time.monotonic() + WATCH_SECONDS
         assert self._conn is not None  # noqa: S101 -- _connect ran before the thread began
         assert self._cursor is not None  # noqa: S101
         sync_point("close.before_checkpoint")
@@ -167,15 +230,17 @@ class Database:
         sync_point("close.after_checkpoint")
         self._conn.close()
 
-    def _take(self) -> list[Job | None]:
-        """Return every job that is ready; an empty list after a while without any."""
-        jobs: list[Job | None] = []
+    def _take(self) -> tuple[list[Job], bool]:
+        """Return every job that is ready (none after a while) and whether more may come."""
+        jobs: list[Job] = []
         try:
-            jobs.append(self._jobs.get(timeout=WATCH_SECONDS if self._wakes else IDLE_SECONDS))
-            while True:
-                jobs.append(self._jobs.get_nowait())
+            batch = self._jobs.get(timeout=WATCH_SECONDS if self._wakes else IDLE_SECONDS)
+            while batch is not None:
+                jobs += batch
+                batch = self._jobs.get_nowait()
         except queue.Empty:
-            return jobs
+            return jobs, True
+        return jobs, False
 
     def _watch(self) -> None:
         """Notice commits of other processes."""
@@ -216,7 +281,7 @@ class Database:
         known.__cause__ = error
         return known
 
-    def _transact(self, jobs: list[Job]) -> tuple[list[Any], bool]:
+    def _transact(self, jobs: list[Job]) -> tuple[Sequence[Any], bool]:
         tries_left = TRIES
         while True:
             try:
@@ -229,7 +294,7 @@ class Database:
             self._faults.after_commit()
             return results, news
 
-    def _try(self, jobs: list[Job]) -> tuple[list[Any], bool]:
+    def _try(self, jobs: list[Job]) -> tuple[Sequence[Any], bool]:
         conn, cursor = self._conn, self._cursor
         assert conn is not None  # noqa: S101
         assert cursor is not None  # noqa: S101
@@ -256,7 +321,9 @@ class Database:
             if "no transaction is active" not in str(e):
                 raise
 
-    def _run(self, tx: Tx, jobs: list[Job]) -> list[Any]:
+    def _run(self, tx: Tx, jobs: list[Job]) -> Sequence[Any]:
+        if len(jobs) == 1:
+            return self._alone(tx, jobs[0])
         by_verb: dict[Verb[Any, Any], list[int]] = {}
         for i, job in enumerate(jobs):
             by_verb.setdefault(job.verb, []).append(i)
@@ -266,6 +333,17 @@ class Database:
             for i, result in zip(places, self._isolated(tx, verb, arguments), strict=True):
                 results[i] = result
         return results
+
+    def _alone(self, tx: Tx, job: Job) -> Sequence[Any | Exception]:
+        """Run the only job of a transaction: that needs no savepoint."""
+        try:
+            return job.verb(tx, [job.argument])
+        except Exception as e:
+            if self.dialect.translate(e) is not None:
+                raise
+            tx.cursor.execute("ROLLBACK")
+            tx.cursor.execute(self.dialect.begin_write)
+            return [e]
 
     def _isolated(
         self, tx: Tx, verb: Verb[Any, Any], arguments: Sequence[Any]
@@ -295,7 +373,7 @@ def each(one: Callable[[Tx, A], R]) -> Verb[A, R]:
     return verb
 
 
-def deliver(jobs: list[Job], results: Sequence[Any]) -> None:
+def deliver(jobs: Sequence[Job | Question], results: Sequence[Any]) -> None:
     """Hand the results to the callers' event loops, with one call per loop."""
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Any]]] = {}
     for job, result in zip(jobs, results, strict=True):

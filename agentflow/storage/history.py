@@ -40,13 +40,16 @@ SEGMENT = Hot(
 AFTER = Hot(
     lambda _: (
         select(*COLUMNS)
-        .where(events.c.run_pk == bindparam("run_pk_"), events.c.seq > bindparam("after_"))
+        .where(
+            events.c.run_pk == bindparam("run_pk_"),
+            events.c.seq > bindparam("after_"),
+            events.c.seq <= bindparam("to_"),
+        )
         .order_by(events.c.seq)
-        .limit(bindparam("limit_"))
     ),
     "run_pk_",
     "after_",
-    "limit_",
+    "to_",
 )
 
 
@@ -72,7 +75,7 @@ def read(tx: Tx, run_pk: int, *, whole: bool = False) -> StoredHistory:
 
 def after(tx: Tx, run_pk: int, seq: int, limit: int) -> list[AnyEvent]:
     """Return the events of a run behind *seq*, at most *limit*, oldest first."""
-    return [decode(str(run_pk), row) for row in tx.rows(AFTER, run_pk, seq, limit)]
+    return [decode(str(run_pk), row) for row in tx.rows(AFTER, run_pk, seq, seq + limit)]
 
 
 def check_gapless(run_id: str, seqs: Sequence[int], start: int, next_seq: int) -> None:

@@ -628,7 +628,9 @@ class StoreConformance:
 
         assert [e.seq for e in (await w.store.history(row.pk)).events] == [1, 4, 5]
         assert len(await w.kinds(row)) == 5
-        assert [a.status for a in await w.store.list_approvals(None, pending_only=False)] == ["void"]
+        assert [a.status for a in await w.store.list_approvals(None, pending_only=False)] == [
+            "void"
+        ]
 
     # -- guards
 
@@ -867,9 +869,7 @@ class StoreConformance:
         assert (row.status, row.owner, row.wake_at_ms) == ("completed", None, None)
         assert (row.ended_at_ms, row.output) == (FIRST_MS + 7, w.payload("done"))
         await raises(RunEndedError, w.store.append(w.batch(row, [scheduled()])))
-        await raises(
-            RunEndedError, w.store.append(w.batch(row, [RunFailed()], status="failed"))
-        )
+        await raises(RunEndedError, w.store.append(w.batch(row, [RunFailed()], status="failed")))
 
     @scenario
     async def test_a_late_end_does_not_overwrite_another(self, w: World) -> None:
@@ -1163,5 +1163,6 @@ class StoreConformance:
         assert (await w.store.history(copy.pk)).events == (await w.store.history(row.pk)).events
         assert await w.waiting(copy) == [("signal", "waits")]
         assert len(await w.store.ledger("default", "copy")) == 1
-        await raises(UsageError, w.store.import_run([{**renamed[0], "chain_hash": "AA=="}]))
+        await w.start("taken")
+        await raises(UsageError, w.store.import_run([{**lines[0], "id": "taken"}, *lines[1:]]))
         await raises(UsageError, w.store.import_run(lines[1:]))

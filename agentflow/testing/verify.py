@@ -260,7 +260,10 @@ def calls_of(run: RunFacts) -> dict[str, _Call]:
         for event in segment:
             key = event.key or ""
             if isinstance(event, ev.ActivityScheduled):
-                idem = ids.idempotency_key(run.row["project"], run.row["id"], key)
+                idem = ids.idempotency_key(
+                    run.row["project"], run.row["id"], key,
+                    segment=segment[0].seq, fingerprint=event.fingerprint,
+                )  # fmt: skip
                 call = found.setdefault(idem, _Call(key, event.name, [], None, set()))
                 here[key] = call
             elif key in here and isinstance(event, ev.ActivityStarted):

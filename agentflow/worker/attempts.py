@@ -8,7 +8,6 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 from agentflow import ids
 from agentflow.activities.tool_call import tool_record
 from agentflow.clock import Clock
-from agentflow.codec import Bodies, Codec, Parts, Payload
+from agentflow.codec import Bodies, Codec, Parts
 from agentflow.engine.calls import Call
 from agentflow.engine.commands import Arrival, StartAttempt
 from agentflow.engine.definition import ActivityContext, ActivityDefinition, ActivityOptions
@@ -29,12 +28,13 @@ from agentflow.errors import (
     UsageError,
 )
 from agentflow.history import events as ev
-from agentflow.history.failure import Failure, failure_of
+from agentflow.history.failure import encode_failure
 from agentflow.ledger.entries import AttemptRecord
 from agentflow.llm.stream import Delta, StreamItem
 from agentflow.protocols import LedgerWrite
 from agentflow.retry import delay_seconds
 from agentflow.sync_point import sync_point
+from agentflow.worker.threads import Threads
 
 # Sync activities that block must not starve one another: more threads than asyncio's default.
 _THREADS = 64
@@ -58,6 +58,7 @@ class RunScope:
     run_id: str
     epoch: int
     tags: tuple[str, ...]
+    segment: int = 1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,19 +81,7 @@ class AttemptHouse:
     resources: Mapping[str, Any]
     on_item: Callable[[str, StreamItem], None] | None = None
     is_watched: Callable[[str], bool] = lambda _: False
-    _pool: ThreadPoolExecutor | None = field(default=None)
-
-    @property
-    def pool(self) -> ThreadPoolExecutor:
-        """Our own threads, made when the first sync activity runs."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="agentflow-activity")
-        return self._pool
-
-    def close(self) -> None:
-        """Let go of the threads without waiting for those that never return."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+    threads: Threads = field(default_factory=lambda: Threads(_THREADS))
 
 
 class Attempt:
@@ -154,7 +143,10 @@ class Attempt:
             project=scope.project,
             key=call.key,
             attempt=self.number,
-            idempotency_key=ids.idempotency_key(scope.project, scope.run_id, call.key),
+            idempotency_key=ids.idempotency_key(
+                scope.project, scope.run_id, call.key, segment=scope.segment,
+                fingerprint=call.recorded_fingerprint,
+            ),  # fmt: skip
             fencing_token=scope.epoch,
             resources=self._house.resources,
             tags=scope.tags,
@@ -249,8 +241,7 @@ class Attempt:
         if activity.is_async:
             return await activity.fn(*args, **kwargs)
         work = functools.partial(contextvars.copy_context().run, activity.fn, *args, **kwargs)
-        future = asyncio.get_running_loop().run_in_executor(self._house.pool, work)
-        result = await _to_the_end(future)
+        result = await _to_the_end(self._house.threads.run(work))
         return await result if inspect.isawaitable(result) else result
 
     def completed(self, activity: ActivityDefinition[..., Any], result: Any) -> Arrival:
@@ -267,20 +258,14 @@ class Attempt:
 
     def _failed(self, options: ActivityOptions, error: Exception) -> Arrival:
         parts = Parts()
-        failure = failure_of(error)
-        payload = self._house.codec.encode(failure, Failure, parts, what="failure")
+        failure, payload = encode_failure(error, self._house.codec, parts)
         event = ev.ActivityFailed(
             key=self.call.key,
             payload=payload,
             attempt=self.number,
             retry_at_ms=self._retry_at_ms(options, error),
         )
-        return Arrival(event=event, parts=parts, **self._read_back(payload, parts))
-
-    def _read_back(self, payload: Payload, parts: Parts) -> dict[str, Any]:
-        bodies = _Fresh(parts, self._house.bodies)
-        value = self._house.codec.decode(payload, Failure, bodies, what="failure")
-        return {"value": value, "has_value": True}
+        return Arrival(event=event, value=failure, has_value=True, parts=parts)
 
     def _retry_at_ms(self, options: ActivityOptions, error: Exception) -> int | None:
         if isinstance(error, (NonRetryableError, PayloadError, UsageError)):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from agentflow.codec import Parts
 from agentflow.engine.commands import Arrival, Reconcile, StartAttempt
 from agentflow.history import events as ev
-from agentflow.history.failure import Failure, failure_of
+from agentflow.history.failure import encode_failure
 from agentflow.sync_point import sync_point
 from agentflow.worker.attempts import Attempt, AttemptHouse, RunScope
 
@@ -48,7 +48,6 @@ async def reconcile(
         again(command)
     except Exception as error:  # noqa: BLE001 -- every failure is data
         parts = Parts()
-        failure = failure_of(error)
-        payload = house.codec.encode(failure, Failure, parts, what="failure")
+        failure, payload = encode_failure(error, house.codec, parts)
         event = ev.ActivityFailed(key=call.key, payload=payload, attempt=command.attempt)
         deliver(Arrival(event=event, value=failure, has_value=True, parts=parts))

@@ -16,6 +16,7 @@ from typing import Any
 from agentflow import ids
 from agentflow.clock import Clock, from_ms
 from agentflow.codec import Codec
+from agentflow.engine.calls import Call
 from agentflow.engine.commands import (
     Arrival,
     Batch,
@@ -111,6 +112,7 @@ class Runner:
         self._stopping = False
         self._end_by_ms: int | None = None
         self._status: RunStatus = row.status
+        self._operator: ev.CancelRequested | ev.RunResumed | None = None  # what a parked run is told
         self._loop = asyncio.get_running_loop()
 
     # --- life -------------------------------------------------------------------------------
@@ -285,7 +287,7 @@ class Runner:
         machine = self._machine
         if machine is None or self._appending or self._gone:
             return
-        arrivals, self._arrivals = self._arrivals, []
+        arrivals, self._arrivals = _without_stale(self._arrivals), []
         now = self._house.clock.now_ms()
         try:
             if machine.parking is not None and self._step_parked(machine, arrivals, now):
@@ -299,14 +301,15 @@ class Runner:
 
     def _step_parked(self, machine: Machine, arrivals: list[Arrival], now: int) -> bool:
         """Let a parked run be cancelled or released by an operator; True where that was done."""
-        cancel = next((a for a in arrivals if isinstance(a.event, ev.CancelRequested)), None)
-        resumed = any(isinstance(a.event, ev.RunResumed) for a in arrivals)
-        if not resumed and (cancel is None or self._attempts):
-            return False
+        for arrival in arrivals:
+            if isinstance(arrival.event, (ev.CancelRequested, ev.RunResumed)):
+                self._operator = arrival.event
+        if self._operator is None or self._attempts:
+            return False  # outcomes of attempts in flight come first
+        operator, self._operator = self._operator, None
         machine.activate(arrivals, now)
-        if cancel is not None:
-            assert isinstance(cancel.event, ev.CancelRequested)  # noqa: S101 -- filtered above
-            machine.record(ev.RunCancelled(reason=cancel.event.reason), now)
+        if isinstance(operator, ev.CancelRequested):
+            machine.record(ev.RunCancelled(reason=operator.reason), now)
             self._append(machine, machine.take_batch(), status="cancelled", release=True)
         else:
             batch = machine.take_batch()
@@ -326,6 +329,8 @@ class Runner:
         if self._stopping:
             batch.starts.clear()
         if machine.parking is None and batch.is_empty and not release:
+            for command in batch.commands:  # asked again after a takeover: recorded before
+                self._do(command)
             self._sleep_until(wake)
             return
         self._append(machine, batch, status=status, wake=wake, release=release)
@@ -345,7 +350,7 @@ class Runner:
     def _write_end(self, machine: Machine, now: int) -> None:
         if self._end_by_ms is None:
             self._end_by_ms = now + self._house.settle_grace_ms
-        if machine.in_flight() and now < self._end_by_ms:
+        if machine.has_untold or (machine.in_flight() and now < self._end_by_ms):
             batch = machine.take_batch()
             batch.starts.clear()
             if not batch.is_empty or batch.commands:
@@ -538,7 +543,10 @@ class Runner:
 
     def _scope(self) -> RunScope:
         row = self.row
-        return RunScope(project=row.project, run_id=row.id, epoch=row.epoch, tags=row.tags)
+        segment = self._machine.segment if self._machine is not None else 1
+        return RunScope(
+            project=row.project, run_id=row.id, epoch=row.epoch, tags=row.tags, segment=segment
+        )
 
     def _start(self, command: StartAttempt) -> None:
         if not command.call.is_waited_for and command.call.cancel_recorded:
@@ -546,9 +554,11 @@ class Runner:
             self.deliver(Arrival(event=draft))
             return
         sync_point("attempt.before_start")
-        key = command.call.key
+        key, machine = command.call.key, self._machine
 
         def deliver(arrival: Arrival) -> None:
+            if self._machine is not machine:
+                return  # its segment is over: the same key means another call now
             if not isinstance(arrival.event, ev.ActivityProgressed):
                 self._attempts.pop(key, None)  # it has its outcome: nothing is in flight any more
             self.deliver(arrival)
@@ -566,24 +576,28 @@ class Runner:
     def _cancel(self, command: CancelAttempt) -> None:
         call = command.call
         if call.kind == "child":
-            self._spawn(self._cancel_child(call.child_id))
+            self._spawn(self._cancel_child(call))
             return
         task = self._attempts.get(call.key)
         if task is not None:
             task.cancel()
 
-    async def _cancel_child(self, child_id: str) -> None:
+    async def _cancel_child(self, call: Call) -> None:
+        machine = self._machine
         message = Message(
-            id=f"cancel-{self.row.id}-{child_id}",
+            id=f"cancel-{self.row.id}-{call.child_id}",
             kind="cancel",
             name="its parent no longer waits for it",
             actor=f"run:{self.row.id}",
         )
         sync_point("child.before_cancel")
         try:
-            await self._house.store.send(self.row.project, child_id, message)
+            await self._house.store.send(self.row.project, call.child_id, message)
         except (NotFoundError, RunEndedError):
-            return
+            _LOG.debug("child has ended already", extra={"run_id": call.child_id})
+        if machine is not None and machine is self._machine:
+            machine.told(call)
+            self.poke()
 
     def _again(self, command: Reconcile) -> None:
         if self._machine is not None:
@@ -603,6 +617,19 @@ class Runner:
                     self._house.on_broken(error)
 
         task.add_done_callback(done)
+
+
+def _without_stale(arrivals: list[Arrival]) -> list[Arrival]:
+    """Drop a provider's handle that comes together with the outcome of its call.
+
+    The handle is for a call that is still in flight when the process dies; this one no longer is.
+    """
+    done = {a.event.key for a in arrivals if a.event.outcome}
+    return [
+        a
+        for a in arrivals
+        if not (isinstance(a.event, ev.ActivityProgressed) and a.event.key in done)
+    ]
 
 
 class _Bodies:

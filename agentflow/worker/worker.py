@@ -146,7 +146,7 @@ class Worker:
             runner.drop()
         self._runners.clear()
         self._warm.clear()
-        self._attempts.close()
+        self._attempts.threads.close()
         if self.is_owner and held and self.error is None:
             try:
                 await self._store.release(self.id, [r.row.pk for r in held])

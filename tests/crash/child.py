@@ -14,6 +14,7 @@ from typing import Any
 import agentflow
 from agentflow.client import Run
 from agentflow.errors import RunCancelledError, RunFailedError
+from agentflow.protocols import ENDED
 from agentflow.sync_point import arm
 from agentflow.testing.clock import FastClock
 from agentflow.testing.facts import read_file
@@ -96,7 +97,10 @@ async def live(spec: Spec) -> Any:
         workloads.OUTSIDE[0].ask("ack", what=["run", run.id])
         people = asyncio.ensure_future(_operate(workload, flow, run))
         try:
-            return await _ending(run)
+            outcome = await _ending(run)
+            while any(row.status not in ENDED for row in await flow.list()):
+                await asyncio.sleep(0.005)
+            return outcome
         finally:
             people.cancel()
             await asyncio.wait({people})

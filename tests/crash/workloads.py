@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import random
+import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
-from agentflow import activity, workflow
+from agentflow import (
+    ActivityError,
+    Agent,
+    NonRetryableError,
+    RetryPolicy,
+    RunCancelledError,
+    activity,
+    approve,
+    continue_as_new,
+    set_attributes,
+    start_child,
+    tool,
+    wait_signal,
+    workflow,
+)
 from agentflow.app import Flow
 from agentflow.client import Run
-from agentflow.engine.definitions import ActivityContext
+from agentflow.engine.definition import ActivityContext
+from agentflow.errors import RunEndedError, UsageError
+from agentflow.providers.scripted import call, script
 from tests.crash.counter import Outside
 
 OUTSIDE: list[Outside] = []  # the process's line to the counter, set after the fork
@@ -154,3 +174,405 @@ register(
 )
 register("swap", gather, 2, expected=_answers(2), counted=("question", "follow_up"))
 
+
+
+# --- a TaskGroup with a failing tool --------------------------------------------------------
+
+
+@activity(retry=1)
+async def fragile(number: int, context: ActivityContext) -> int:
+    """Fail, after a while."""
+    with effect(context):
+        await asyncio.sleep(0.005)
+    msg = f"no {number} today"
+    raise ValueError(msg)
+
+
+@activity
+async def slow(number: int, context: ActivityContext) -> int:
+    """Take long; it is cancelled before it ends."""
+    with effect(context):
+        await asyncio.sleep(20)
+        return number
+
+
+@workflow
+async def task_group() -> list[Any]:
+    """One of three fails for good: the others are cancelled, and the code goes on."""
+    caught: list[str] = []
+    first: asyncio.Task[int] | None = None
+    try:
+        async with asyncio.TaskGroup() as group:
+            first = group.create_task(_one(3))
+            group.create_task(_slow(1))
+            group.create_task(_fragile(7))
+    except* ActivityError as errors:
+        caught = [str(e) for e in errors.exceptions]
+    assert first is not None
+    return [caught, await step(5)]
+
+
+async def _one(number: int) -> int:
+    return await step(number)
+
+
+async def _slow(number: int) -> int:
+    return await slow(number)
+
+
+async def _fragile(number: int) -> int:
+    return await fragile(number)
+
+
+register(
+    "task_group", task_group, expected=[["ValueError: no 7 today"], 25], counted=("step",), deep=True
+)
+
+
+# --- a race and a timeout -------------------------------------------------------------------
+
+
+@workflow
+async def race() -> list[Any]:
+    """The first of two wins, the loser is cancelled; a call that takes too long is given up."""
+    tasks = [asyncio.ensure_future(_one(2)), asyncio.ensure_future(_slow(9))]
+    done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    found: list[Any] = sorted(task.result() for task in done)
+    try:
+        async with asyncio.timeout(3):
+            found.append(await slow(8))
+    except TimeoutError:
+        found.append("too slow")
+    try:
+        found.append(await asyncio.wait_for(step(4), 100_000))
+    except TimeoutError:
+        found.append("never")
+    return found
+
+
+register("race", race, expected=[4, "too slow", 16], counted=("step",))
+
+
+# --- an approval and a signal ---------------------------------------------------------------
+
+
+@activity(effect="once", on_doubt="retry")
+async def publish(text: str, context: ActivityContext) -> str:
+    """Publish."""
+    with effect(context):
+        return f"published {text}"
+
+
+@workflow
+async def approval() -> list[str]:
+    """A person decides, another one writes."""
+    drafted = await step(3)
+    decision = await approve("Publish?", {"draft": drafted})
+    note: str = await wait_signal("note", str)
+    set_attributes(decided=decision.approved)
+    said = await publish(f"{drafted} by {decision.by}")
+    return [said, note.split()[0]]
+
+
+async def _decide(flow: Flow, run: Run[Any], *, kinds: tuple[str, ...] = ("question",)) -> None:
+    """Approve everything that is asked, for as long as the run goes on."""
+    while True:
+        for asked in await flow.approvals(run_id=run.id):
+            if asked.kind in kinds:
+                try:
+                    await flow.decide(asked.id, approved=True, actor="ann")
+                except UsageError:  # the run has moved on meanwhile
+                    continue
+                OUTSIDE[0].ask("ack", what=["approval", asked.id])
+        await asyncio.sleep(0.002)
+
+
+async def _decide_and_write(flow: Flow, run: Run[Any]) -> None:
+    deciding = asyncio.ensure_future(_decide(flow, run))
+    try:
+        await _write(run)
+        await deciding
+    finally:
+        deciding.cancel()
+
+
+async def _write(run: Run[Any]) -> None:
+    while any(what[0] == "signal" for what in OUTSIDE[0].ask("acked")) is False:
+        if (await run.info()).wait:
+            text = f"hello {uuid.uuid4().hex}"
+            try:
+                await run.signal("note", text, actor="bob")
+            except RunEndedError:  # an earlier one was taken before it could be acknowledged
+                return
+            OUTSIDE[0].ask("ack", what=["signal", text])
+        await asyncio.sleep(0.002)
+
+
+register(
+    "approval",
+    approval,
+    expected=["published 9 by ann", "hello"],
+    operate=_decide_and_write,
+    counted=("step", "publish"),
+    deep=True,
+)
+
+
+# --- child runs -----------------------------------------------------------------------------
+
+
+@workflow
+async def child(number: int) -> int:
+    """Two calls."""
+    return await step(number) + await step(number + 1)
+
+
+@workflow
+async def endless_child() -> None:
+    """Wait until somebody cancels it."""
+    try:
+        await asyncio.sleep(1_000_000)
+    finally:
+        await step(0)
+
+
+@workflow
+async def children() -> list[Any]:
+    """Two children that end, one that is cancelled, one that outlives its parent's interest."""
+    first = await start_child(child, 1)
+    second = await start_child(child, 2)
+    third = await start_child(endless_child)
+    await start_child(endless_child)  # cancelled when this run ends
+    found: list[Any] = [await first.result(), await second.result()]
+    third.cancel()
+    try:
+        await third.result()
+    except RunCancelledError:
+        found.append("cancelled")
+    return found
+
+
+register("children", children, expected=[5, 13, "cancelled"], counted=("step",))
+
+
+# --- continue-as-new ------------------------------------------------------------------------
+
+
+@workflow
+async def segments(n: int, total: int = 0) -> int:
+    """The same keys in each segment; the outside must not take them for the same calls."""
+    total += await step(n)
+    if n:
+        continue_as_new(n - 1, total)
+    return total
+
+
+register("continue_as_new", segments, 3, expected=14, counted=("step",))
+
+
+# --- streaming ------------------------------------------------------------------------------
+
+
+@tool(effect="idempotent")
+async def look_up(city: str, context: ActivityContext) -> str:
+    """Look up the weather."""
+    with effect(context):
+        return f"rain in {city}"
+
+
+@tool(effect="once", needs_approval=True, on_doubt="retry")
+async def send_mail(text: str, context: ActivityContext) -> str:
+    """Send a mail."""
+    with effect(context):
+        return f"sent {text}"
+
+
+script(
+    "crash-weather",
+    [
+        [call("look_up", city="Oslo"), call("look_up", city="Rome")],
+        call("send_mail", text="umbrella"),
+        "Take an umbrella to Oslo and to Rome, in this order, today.",
+    ],
+)
+forecaster = Agent(
+    "forecaster", model="scripted:crash-weather", tools=[look_up, send_mail], instructions="Be brief."
+)
+
+
+@workflow
+async def streaming(question: str) -> str:
+    """An agent with parallel tools and one that needs a person; its words are watched."""
+    return (await forecaster.run(question)).output
+
+
+async def _watch_and_decide(flow: Flow, run: Run[Any]) -> None:
+    deciding = asyncio.ensure_future(_decide(flow, run, kinds=("call",)))
+    try:
+        async for _ in run.stream():
+            pass
+    finally:
+        deciding.cancel()
+
+
+register(
+    "streaming",
+    streaming,
+    "Weather?",
+    expected="Take an umbrella to Oslo and to Rome, in this order, today.",
+    operate=_watch_and_decide,
+    counted=("look_up", "send_mail"),
+)
+
+
+# --- a saga ---------------------------------------------------------------------------------
+
+
+def _happened(name: str, context: ActivityContext) -> str:
+    """Ask the outside whether the booking was made."""
+    value = OUTSIDE[0].ask("done", idem=context.idempotency_key)
+    if value is None:
+        raise LookupError(name)
+    return str(value)
+
+
+@activity(effect="once", reconcile=_happened)
+async def book(name: str, context: ActivityContext) -> str:
+    """Book; a second booking would cost."""
+    if name == "car":
+        msg = "no car"
+        raise NonRetryableError(msg)
+    with effect(context, f"{name} booked"):
+        await asyncio.sleep(0.002)
+        return f"{name} booked"
+
+
+@activity
+async def undo(name: str, context: ActivityContext) -> str:
+    """Undo a booking; harmless to repeat."""
+    with effect(context):
+        return f"{name} undone"
+
+
+@workflow
+async def saga(names: list[str]) -> list[str]:
+    """Book one after the other; where one fails, undo the others, the last first."""
+    done: list[str] = []
+    said: list[str] = []
+    try:
+        for name in names:
+            said.append(await book(name))
+            done.append(name)
+    except ActivityError:
+        for name in reversed(done):
+            said.append(await undo(name))
+    return said
+
+
+register(
+    "saga",
+    saga,
+    ["flight", "hotel", "car"],
+    expected=["flight booked", "hotel booked", "hotel undone", "flight undone"],
+    counted=("undo",),
+)
+
+
+# --- cancel ---------------------------------------------------------------------------------
+
+
+@workflow
+async def cancelled() -> None:
+    """Wait for ever; clean up when somebody cancels."""
+    await step(1)
+    try:
+        await asyncio.gather(asyncio.sleep(1_000_000), slow(1))  # noqa: TID251
+    finally:
+        await step(2)
+
+
+async def _cancel(flow: Flow, run: Run[Any]) -> None:
+    while (await run.info()).next_seq < 8:  # noqa: ASYNC110 -- until it waits for ever
+        await asyncio.sleep(0.002)
+    try:
+        await run.cancel("enough", actor="ann")
+    except RunEndedError:
+        return
+    OUTSIDE[0].ask("ack", what=["cancel", "enough"])
+
+
+register("cancel", cancelled, expected=["cancelled", ""], operate=_cancel, counted=("step",))
+
+
+# --- retry and back-off ---------------------------------------------------------------------
+
+PATIENT = RetryPolicy(max_attempts=3, initial=timedelta(seconds=1), jitter=0)
+
+
+@activity(retry=PATIENT)
+async def flaky(context: ActivityContext) -> int:
+    """Fail once."""
+    with effect(context):
+        if context.attempt < 2:
+            msg = f"attempt {context.attempt} failed"
+            raise ValueError(msg)
+        return context.attempt
+
+
+@activity(retry=PATIENT)
+async def hopeless(context: ActivityContext) -> int:
+    """Fail always."""
+    with effect(context):
+        msg = "hopeless"
+        raise ValueError(msg)
+
+
+@workflow
+async def retry() -> list[Any]:
+    """Back-off survives crashes, and so does the count."""
+    found: list[Any] = [await flaky() >= 2]
+    try:
+        await hopeless()
+    except ActivityError as e:
+        found.append(str(e))
+    return found
+
+
+register("retry", retry, expected=[True, "ValueError: hopeless"], counted=("flaky",))
+
+
+# --- a huge payload -------------------------------------------------------------------------
+
+HUGE_CHARS = 300_000
+
+
+@activity
+async def make_huge(seed: int, context: ActivityContext) -> str:
+    """Return text that does not compress well."""
+    with effect(context):
+        return random.Random(seed).randbytes(HUGE_CHARS // 2).hex()
+
+
+@activity
+async def digest_huge(text: str, context: ActivityContext) -> str:
+    """Return a digest of a long argument."""
+    with effect(context):
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@workflow
+async def huge() -> list[Any]:
+    """Results and arguments that live by digest."""
+    text = await make_huge(7)
+    return [len(text), await digest_huge(text), len(await make_huge(8))]
+
+
+_EXPECTED_HUGE = hashlib.sha256(random.Random(7).randbytes(HUGE_CHARS // 2).hex().encode())
+register(
+    "huge",
+    huge,
+    expected=[HUGE_CHARS, _EXPECTED_HUGE.hexdigest()[:12], HUGE_CHARS],
+    counted=("make_huge", "digest_huge"),
+)

@@ -213,9 +213,13 @@ class Driver:
         self.memory.keep(parts)
         self.driven.log.append(
             ev.RunStarted(
-                seq=1, time_ms=START_MS, workflow=workflow.name, seed="s", logic_flags=[],
+                seq=1,
+                time_ms=START_MS,
+                workflow=workflow.name,
+                seed="s",
+                logic_flags=[],
                 payload=payload,
-            )  # fmt: skip
+            )
         )
 
     def machine(self, codec: Codec) -> Machine:
@@ -237,6 +241,7 @@ class Driver:
     def run(self) -> Driven:
         """Drive until the function ends or the run is parked."""
         machine = self.machine(self.codec)
+        machine.activate([], self.clock.ms)
         running: dict[str, StartAttempt] = {}
         with asyncio.Runner() as runner:
             try:
@@ -248,7 +253,6 @@ class Driver:
                     machine.activate(self.arrivals(machine, running, runner), self.clock.ms)
             finally:
                 machine.evict()
-                self.house.close()
 
     def arrivals(
         self, machine: Machine, running: dict[str, StartAttempt], runner: asyncio.Runner
@@ -288,9 +292,12 @@ class Driver:
         if said.edited is not None:
             payload = self.codec.encode(dict(said.edited), Any, parts, what="edited")
         draft = ev.ApprovalDecided(
-            actor="ann", payload=payload, approval_id=asked.approval_id, decision=said.decision,
+            actor="ann",
+            payload=payload,
+            approval_id=asked.approval_id,
+            decision=said.decision,
             reason=said.reason,
-        )  # fmt: skip
+        )
         return Arrival(event=draft, parts=parts)
 
     def commit(self, machine: Machine, running: dict[str, StartAttempt]) -> None:

@@ -1,0 +1,77 @@
+"""``agentflow doctor``: is the database whole, and is everything here that is needed?"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import importlib.util
+import platform
+from typing import Any
+
+import click
+
+from agentflow import __version__
+from agentflow.cli import session
+from agentflow.cli.exit_code import ExitCode
+from agentflow.cli.option import Where, where_options
+from agentflow.cli.output import iso, now_ms, table, write_json
+from agentflow.protocols import Checkup
+from agentflow.settings import read_settings
+
+_PACKAGES = ("sqlalchemy", "pydantic", "openai", "anthropic", "genai-prices", "click", "rich")
+_EXTRAS = {"crypto": "cryptography", "tiktoken": "tiktoken"}
+
+
+@click.command("doctor")
+@where_options
+def doctor(*, where: Where, as_json: bool) -> int:
+    """Check the database and this installation.
+
+    Reads the whole database file (SQLite's integrity check) and reports what is wrong and what to
+    do about it. Exit code 8 says that the database has a problem.
+    """
+    checkup = asyncio.run(_checkup(where))
+    here = installation(where)
+    if as_json:
+        found = {"database": checkup.facts, "installation": here, "problems": checkup.problems}
+        write_json({"as_of": iso(now_ms()), **found, "truncated": False})
+    else:
+        facts = {**here, **checkup.facts}
+        table(("FACT", "VALUE"), ((name, _text(value)) for name, value in facts.items()))
+        for problem in checkup.problems:
+            click.secho(f"problem: {problem}", fg="red")
+        click.echo("all is well" if not checkup.problems else f"{len(checkup.problems)} problems")
+    return ExitCode.DATABASE if checkup.problems else ExitCode.DONE
+
+
+async def _checkup(where: Where) -> Checkup:
+    async with session.reading(where) as client:
+        return await client.store.checkup()
+
+
+def installation(where: Where) -> dict[str, Any]:
+    """Return facts about this process and what is installed."""
+    settings = read_settings().with_flags(database_url=where.database, project=where.project)
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    extras = [name for name, module in _EXTRAS.items() if importlib.util.find_spec(module)]
+    return {
+        "agentflow": __version__,
+        "python": platform.python_version(),
+        **packages,
+        "extras": extras,
+        "database_url": settings.database_url,
+        "project": settings.project,
+        "durability": settings.durability,
+        "encrypted": bool(settings.encryption_key),
+        "modules": list(settings.modules),
+    }
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "–" if value is None else str(value)

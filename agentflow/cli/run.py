@@ -1,0 +1,256 @@
+"""``agentflow run`` and ``agentflow resume``: work on a run in this process and follow it."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from agentflow.app import Flow
+from agentflow.cli import session
+from agentflow.cli.chronicle import Chronicle
+from agentflow.cli.ending import Report, cost_of, report
+from agentflow.cli.exit_code import ExitCode
+from agentflow.cli.follow import Brake, Follower, follow
+from agentflow.cli.option import Command, Span, Where, app_option, where_options
+from agentflow.cli.output import note, run_json, write_run
+from agentflow.cli.target import (
+    Target,
+    arguments_of,
+    load_apps,
+    load_target,
+    need_workflow,
+)
+from agentflow.cli.view import view_of
+from agentflow.client import Run
+from agentflow.errors import AgentflowError, OwnedElsewhereError
+from agentflow.protocols import ENDED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Following:
+    """How a run is followed.
+
+    Attributes:
+        wait: Whether to stay while it waits for somebody.
+        timeout: Longest time.
+        stream: Whether models' text is shown; None = on a terminal.
+        as_json: Whether the result is written in an envelope.
+    """
+
+    wait: bool
+    timeout: timedelta | None
+    stream: bool | None
+    as_json: bool
+
+
+def following_options(command: Command) -> Command:
+    """Add the options of `Following`."""
+    for option in (
+        click.option(
+            "--timeout", type=Span(), metavar="SPAN", help="Stop after this time (90, 30s, 1h)."
+        ),
+        click.option(
+            "--wait", is_flag=True, help="Stay while it waits for an approval, a signal or a timer."
+        ),
+        click.option(
+            "--stream/--no-stream",
+            default=None,
+            help="Show models' text as it comes. [default: on a terminal]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("run")
+@click.argument("target", metavar="MODULE_OR_FILE:WORKFLOW")
+@click.argument("words", metavar="[ARGUMENT]...", nargs=-1)
+@click.option(
+    "--input",
+    "given",
+    metavar="JSON",
+    help="The input: an object with all arguments by name, an array of several, or the one "
+    "argument; @FILE reads a file, - stdin.",
+)
+@click.option("--id", "run_id", metavar="ID", help="Id of the run; the same id again resumes it.")
+@click.option("--tag", "tags", multiple=True, metavar="TAG", help="Tag the run; may be repeated.")
+@click.option("--detach", is_flag=True, help="Record the run for a worker elsewhere, and return.")
+@following_options
+@where_options
+def run(  # noqa: PLR0913 -- the options of the command
+    *,
+    target: str,
+    words: tuple[str, ...],
+    given: str | None,
+    run_id: str | None,
+    tags: tuple[str, ...],
+    detach: bool,
+    wait: bool,
+    timeout: timedelta | None,
+    stream: bool | None,
+    where: Where,
+    as_json: bool,
+) -> int:
+    """Start a workflow, or resume the run with this id, and follow it.
+
+    Arguments are words: JSON, or text where the workflow takes text; name=value gives one by name.
+    The result is written to stdout as JSON, everything else to stderr. Exit code 4 says that the
+    run waits for somebody; it goes on with the same command, if --id names it, or with
+    `agentflow resume`.
+
+    \b
+    Examples:
+      agentflow run examples/research.py:research "durable execution" --id research-1
+      agentflow run my.module:report --input '{"topic": "crashes", "pages": 3}'
+    """
+    wanted = load_target(target)
+    arguments = arguments_of(wanted.workflow, words, given)
+    start = Start(wanted, arguments, run_id, tags)
+    how = Following(wait=wait, timeout=timeout, stream=stream, as_json=as_json)
+    if detach:
+        return asyncio.run(_detach(where, start, as_json=as_json))
+    return asyncio.run(_run(where, start, how))
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What is to be started."""
+
+    target: Target
+    arguments: dict[str, Any]
+    run_id: str | None
+    tags: tuple[str, ...]
+
+
+async def _begin(client: Any, start: Start) -> Run[Any]:
+    workflow = start.target.workflow
+    args, kwargs = workflow.call_arguments(start.arguments)
+    options = {"id": start.run_id, "tags": start.tags}
+    made: Run[Any] = await client.start(workflow, *args, **options, **kwargs)
+    return made
+
+
+async def _detach(where: Where, start: Start, *, as_json: bool) -> int:
+    async with session.writing(where) as client:
+        handle = await _begin(client, start)
+        if as_json:
+            write_run(run_json(await handle.info()))
+        else:
+            click.echo(handle.id)
+    note("recorded; the process that works on this database takes it up, or:")
+    note(f"  {again(handle.id, (start.target.source,), where)}")
+    return ExitCode.DONE
+
+
+async def _run(where: Where, start: Start, how: Following) -> int:
+    async with session.working(where) as flow:
+        handle = await _begin(flow, start)
+        return await work(flow, handle, how, Again((start.target.source,), where))
+
+
+@click.command("resume")
+@click.argument("run_id", metavar="RUN")
+@click.argument("modules", metavar="[MODULE_OR_FILE]...", nargs=-1)
+@app_option
+@following_options
+@where_options
+def resume(  # noqa: PLR0913 -- the options of the command
+    *,
+    run_id: str,
+    modules: tuple[str, ...],
+    apps: tuple[str, ...],
+    wait: bool,
+    timeout: timedelta | None,
+    stream: bool | None,
+    where: Where,
+    as_json: bool,
+) -> int:
+    """Go on with a run that was recorded, and follow it.
+
+    The code of its workflow is imported from MODULE_OR_FILE, --app, or the setting `modules`
+    (AGENTFLOW_MODULES). Recorded results are replayed and not paid again.
+    """
+    sources = (*modules, *apps)
+    load_apps(sources)
+    how = Following(wait=wait, timeout=timeout, stream=stream, as_json=as_json)
+    return asyncio.run(_resume(where, run_id, sources, how))
+
+
+async def _resume(where: Where, run_id: str, sources: tuple[str, ...], how: Following) -> int:
+    async with session.reading(where) as client:  # no worker for a run that cannot be resumed
+        row = await (await client.get(run_id)).info()
+        if row.status not in ENDED:
+            need_workflow(row.workflow, run_id=row.id)
+    async with session.working(where) as flow:
+        return await work(flow, await flow.get(row.id), how, Again(sources, where))
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """How a run is taken up again from a shell."""
+
+    sources: tuple[str, ...]
+    where: Where
+
+    def command(self, run_id: str) -> str:
+        """Return the command line."""
+        return again(run_id, self.sources, self.where)
+
+
+def again(run_id: str, sources: tuple[str, ...], where: Where) -> str:
+    """Return the command that resumes a run.
+
+    >>> again("r-1", ("my app.py",), Where("x.db"))
+    "agentflow resume r-1 --app 'my app.py' --database x.db"
+    """
+    apps = [word for source in sources for word in ("--app", source)]
+    return shlex.join(["agentflow", "resume", run_id, *apps, *where.flags])
+
+
+async def work(flow: Flow, handle: Run[Any], how: Following, resume: Again) -> int:
+    """Follow a run in this process, and report how it ended."""
+    chronicle = Chronicle(flow.codec, flow.store)
+    stream = sys.stderr.isatty() if how.stream is None else how.stream
+    before = await handle.info()
+    with view_of(chronicle, stream=stream, quiet=False) as view:
+        follower = Follower(flow, handle, chronicle, view)
+        if before.next_seq > 2:  # noqa: PLR2004 -- more than its start is recorded
+            await follower.skip(before)
+            view.say(_resumed(before.id, chronicle.recorded))
+        else:
+            view.say(f"run {before.id}")
+        replayed = chronicle.recorded
+        brake = Brake(flow, view)
+        try:
+            stop = await follow(
+                flow, follower, brake, wait=how.wait, timeout=how.timeout, stream=stream
+            )
+        except OwnedElsewhereError as error:
+            error.hint = f"Stop that process, then: {resume.command(handle.id)}"
+            raise
+        except AgentflowError as error:
+            error.hint = f"{error.hint} Then: {resume.command(handle.id)}".strip()
+            raise
+    made = Report(
+        stop=stop,
+        row=await handle.info(),
+        cost=await cost_of(flow, handle.id),
+        recorded=chronicle.recorded,
+        replayed=replayed,
+        again=resume.command(handle.id),
+        where=resume.where,
+    )
+    return await report(flow, made, as_json=how.as_json)
+
+
+def _resumed(run_id: str, recorded: int) -> str:
+    if not recorded:
+        return f"run {run_id} goes on"
+    results = "1 recorded result is" if recorded == 1 else f"{recorded} recorded results are"
+    return f"run {run_id} goes on: {results} replayed, not paid again"
