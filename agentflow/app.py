@@ -161,6 +161,7 @@ def run_sync(
     *args: Any,
     id: str | None = None,
     url: str | None = None,
+    resources: Mapping[str, Any] | None = None,
     **kwargs: Any,
 ) -> R:
     """Start (or resume) a run, wait for its result: the one synchronous door.
@@ -170,6 +171,7 @@ def run_sync(
         *args: Its arguments.
         id: The run's id; the same id resumes.
         url: Database; the setting by default.
+        resources: What activities find in `ActivityContext.resources`, such as a pool.
         **kwargs: The workflow's arguments by name.
 
     Returns:
@@ -180,7 +182,7 @@ def run_sync(
     """
 
     async def main() -> R:
-        async with open(url) as flow:
+        async with open(url, resources=resources) as flow:
             run: Run[R] = await flow.start(workflow, *args, id=id, **kwargs)
             return await run.result()
 

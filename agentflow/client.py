@@ -267,12 +267,15 @@ class Run(Generic[R]):
         """
         return (await self._seams.store.history(self._pk, whole=True)).events
 
-    async def signal(self, name: str, value: object = None, *, actor: str | None = None) -> None:
+    async def signal(
+        self, name: str, value: object = None, *, id: str | None = None, actor: str | None = None
+    ) -> None:
         """Send a message into the run; it is durable when this returns.
 
         Args:
             name: The signal's name.
             value: JSON values, dataclasses or models.
+            id: The message's own id: sent again under the same id, it is still one message.
             actor: Who sends it.
 
         Raises:
@@ -282,7 +285,7 @@ class Run(Generic[R]):
         payload = self._seams.codec.encode(value, Any, parts, what=f"signal {name}")
         await self._send(
             Message(
-                id=ids.new_message_id(), kind="signal", name=name, payload=payload, parts=parts,
+                id=id or ids.new_message_id(), kind="signal", name=name, payload=payload, parts=parts,
                 actor=actor or self._seams.actor,
             )
         )  # fmt: skip

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 from pydantic import (
     BaseModel,
+    ConfigDict,
     GetCoreSchemaHandler,
     PydanticUserError,
     TypeAdapter,
@@ -221,15 +222,19 @@ class Stored:
         )
 
 
+# `json.dumps` would make an encoder for every call.
+_canonical_text = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+).encode
+
+
 def canonical(value: Any) -> bytes:
     """Return JSON data as canonical bytes: sorted keys, no spaces, UTF-8, no NaN.
 
     >>> canonical({"b": 1, "a": [True, None]})
     b'{"a":[true,null],"b":1}'
     """
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    ).encode()
+    return _canonical_text(value).encode()
 
 
 class Codec:
@@ -350,9 +355,18 @@ def digest_of(plain: bytes) -> bytes:
     return hashlib.sha256(plain).digest()
 
 
-@lru_cache(maxsize=4096)
-def _cached_adapter(annotation: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(annotation)
+# Where a type says Any, pydantic would write infinity as null: an unknown number as a known one.
+_CONFIG = ConfigDict(ser_json_inf_nan="constants")
+
+
+def _make_adapter(annotation: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(annotation, config=_CONFIG)
+    except PydanticUserError:  # models and dataclasses have a configuration of their own
+        return TypeAdapter(annotation)
+
+
+_cached_adapter = lru_cache(maxsize=4096)(_make_adapter)
 
 
 def adapter(annotation: Any) -> TypeAdapter[Any]:
@@ -360,7 +374,7 @@ def adapter(annotation: Any) -> TypeAdapter[Any]:
     try:
         return _cached_adapter(annotation)
     except TypeError:  # an annotation that cannot be hashed, such as Annotated[int, []]
-        return TypeAdapter(annotation)
+        return _make_adapter(annotation)
 
 
 def to_canonical(data: Any, value: Any, what: str) -> bytes:
@@ -438,7 +452,7 @@ def find_unserialisable(value: Any, path: str = "", depth: int = 0) -> tuple[str
         if bad is not None:
             return found, bad
     try:
-        canonical(TypeAdapter(Any).dump_python(value, mode="json"))
+        canonical(adapter(Any).dump_python(value, mode="json"))
     except Exception:  # noqa: BLE001 -- any failure means "this has no JSON form"
         return path, value
     return "", None

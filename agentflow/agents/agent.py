@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from agentflow.agents.result import AgentResult
 from agentflow.agents.spec import AgentSpec, AgentTool, Output, tool_name
@@ -41,7 +40,7 @@ class Agent(AgentSpec[Output]):
     """
 
     async def run(
-        self, input: Any, *, conversation: Messages | None = None, key: str | None = None
+        self, input: object, *, conversation: Messages | None = None, key: str | None = None
     ) -> AgentResult[Output]:
         """Ask, run the tools that the model calls, ask again, until it answers.
 

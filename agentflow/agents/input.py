@@ -20,7 +20,7 @@ from agentflow.llm.messages import (
 _PARTS = (TextPart, ImagePart, ToolCallPart, ToolResultPart, ReasoningPart)
 
 
-def message_of(value: Any) -> Message:
+def message_of(value: object) -> Message:
     """Return the user message that *value* is.
 
     Args:
@@ -45,7 +45,7 @@ def message_of(value: Any) -> Message:
     return user(text_of(value))
 
 
-def text_of(value: Any, annotation: Any = Any) -> str:
+def text_of(value: object, annotation: Any = Any) -> str:
     """Return *value* as text for a model: a string as it is, anything else as JSON.
 
     Args:

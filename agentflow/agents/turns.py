@@ -37,7 +37,7 @@ _NUDGE = "Your answer was empty. Answer the question, or call a tool."
 
 async def run_turns(
     agent: AgentSpec[Output],
-    input: Any,
+    input: object,
     *,
     conversation: Messages | None = None,
     key: str | None = None,
@@ -70,7 +70,7 @@ class _Turns:
         agent: AgentSpec[Any],
         chat: Messages,
         *,
-        input: Any,
+        input: object,
         key: str | None,
     ) -> None:
         self.agent = agent

@@ -28,7 +28,7 @@ def doctor(*, where: Where, as_json: bool) -> int:
     """Check the database and this installation.
 
     Reads the whole database file (SQLite's integrity check) and reports what is wrong and what to
-    do about it. Exit code 8 says that the database has a problem.
+    do about it. Exit code 8 says that the file is damaged or of another version.
     """
     checkup = asyncio.run(_checkup(where))
     here = installation(where)
@@ -41,7 +41,9 @@ def doctor(*, where: Where, as_json: bool) -> int:
         for problem in checkup.problems:
             click.secho(f"problem: {problem}", fg="red")
         click.echo("all is well" if not checkup.problems else f"{len(checkup.problems)} problems")
-    return ExitCode.DATABASE if checkup.problems else ExitCode.DONE
+    # Problems are also things to know (the version of SQLite): only damage stops a script.
+    damaged = checkup.facts.get("integrity", ["ok"]) != ["ok"]
+    return ExitCode.DATABASE if damaged else ExitCode.DONE
 
 
 async def _checkup(where: Where) -> Checkup:

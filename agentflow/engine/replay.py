@@ -271,7 +271,7 @@ class Machine:
 
     def record(self, draft: ev.AnyEvent, now_ms: int) -> ev.AnyEvent:
         """Give a draft its seq and time and put it into the batch."""
-        event = replace(draft, seq=self.next_seq, time_ms=max(now_ms, self._now_ms))
+        event = ev.stamp(draft, seq=self.next_seq, time_ms=max(now_ms, self._now_ms))
         self.next_seq += 1
         self._batch.facts.append(event)
         return event

@@ -10,6 +10,7 @@ import hashlib
 import json
 
 GENESIS = bytes(32)
+_dumps = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def event_hash(  # noqa: PLR0913 -- the columns of one row
@@ -28,5 +29,5 @@ def event_hash(  # noqa: PLR0913 -- the columns of one row
         DESIGN: canonical(event) is the JSON array [1, seq, time_ms, kind, actor, key, data],
         where data holds the payload's digest and never its body.
     """
-    head = json.dumps([1, seq, time_ms, kind, actor, key], separators=(",", ":"))
+    head = _dumps([1, seq, time_ms, kind, actor, key])
     return hashlib.sha256(previous + head.encode() + data.encode()).digest()

@@ -12,6 +12,8 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
+from pydantic_core import from_json
+
 from agentflow.codec import Payload
 from agentflow.errors import UnknownEventError
 
@@ -295,7 +297,19 @@ _ENVELOPE = {f.name for f in fields(Event)}
 _OWN: dict[type[Event], tuple[str, ...]] = {
     c: tuple(f.name for f in fields(c) if f.name not in _ENVELOPE) for c in KINDS.values()
 }
+_set = object.__setattr__
 _dumps = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+
+
+def stamp(draft: AnyEvent, *, seq: int, time_ms: int) -> AnyEvent:
+    """Give a draft its place in the history, and return it.
+
+    In place, because it is done for every event and `dataclasses.replace` costs ten times as much:
+    the caller must be the draft's only owner.
+    """
+    _set(draft, "seq", seq)
+    _set(draft, "time_ms", time_ms)
+    return draft
 
 
 def data_of(event: AnyEvent) -> str:
@@ -334,7 +348,7 @@ def event_from(  # noqa: PLR0913 -- the columns of one row
     if cls is None:
         msg = f"event {seq} is a {kind!r}, which this agentflow does not know"
         raise UnknownEventError(msg)
-    own = json.loads(data)
+    own = from_json(data)
     stored = own.pop("payload", None)
     payload = None
     if stored is not None:

@@ -207,7 +207,15 @@ class Messages:
         return self._of(tuple(reversed(kept)))
 
     def between(self, start: int, stop: int) -> Self:
-        """Return the messages from *start* up to *stop*, as a slice would; nothing is copied."""
+        """Return the messages from *start* up to *stop*, as a slice would; nothing is copied.
+
+        Args:
+            start: Number of messages that are left out before; less than 0 is 0.
+            stop: Number of the message that is the first one left out behind.
+
+        Returns:
+            A conversation that shares its messages with this one.
+        """
         kept: list[tuple[_Link, int]] = []
         for head, length in self._spans:
             first, end = max(start, 0), min(stop, length)

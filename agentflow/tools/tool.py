@@ -84,7 +84,14 @@ class Tool(Activity[P, R_co], Generic[P, R_co]):
         )
 
     def asked(self, arguments: Mapping[str, Any]) -> ActivityCall:
-        """Return the call that is recorded for *arguments*, with the question to a person."""
+        """Return the call that is recorded for *arguments*, with the question to a person.
+
+        Args:
+            arguments: Values by parameter name.
+
+        Returns:
+            The call, as the engine is asked for it.
+        """
         needed = self.is_approval_needed(arguments)
         return ActivityCall(
             activity=self,
@@ -96,7 +103,14 @@ class Tool(Activity[P, R_co], Generic[P, R_co]):
         )
 
     def is_approval_needed(self, arguments: Mapping[str, Any]) -> bool:
-        """Return whether a person must allow this call; a rule sees the defaults too."""
+        """Return whether a person must allow this call; a rule sees the defaults too.
+
+        Args:
+            arguments: Values by parameter name.
+
+        Returns:
+            What `needs_approval` is, or what it says of these arguments.
+        """
         rule = self.needs_approval
         if isinstance(rule, bool):
             return rule
@@ -109,7 +123,14 @@ class Tool(Activity[P, R_co], Generic[P, R_co]):
         return bool(rule(**{**defaults, **named}))
 
     def call_text(self, arguments: Mapping[str, Any]) -> str:
-        """Return a call in one line for people: ``title (name)`` and the arguments, shortened."""
+        """Return a call in one line for people.
+
+        Args:
+            arguments: Values by parameter name.
+
+        Returns:
+            The name and the arguments as JSON, each cut at 80 characters.
+        """
         shown = ", ".join(f"{name}={self._shown(name, v)}" for name, v in arguments.items())
         named = f"{self.title} ({self.name})" if self.title else self.name
         return f"{named}: {shown}" if self.title else f"{named}({shown})"

@@ -109,7 +109,6 @@ class Attempt:
         self._offset = 0
         self._beat_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.context = self._make_context()
 
     async def run(self) -> None:
         """Run the attempt and deliver its outcome; nothing is delivered on shutdown."""
@@ -135,7 +134,9 @@ class Attempt:
         assert asked is not None  # noqa: S101 -- only asked calls are started
         return asked.activity
 
-    def _make_context(self) -> ActivityContext:
+    @functools.cached_property
+    def context(self) -> ActivityContext:
+        """What the activity may know of the attempt, made if it asks."""
         scope, call = self._scope, self.call
         watched = self._house.on_item is not None and self._house.is_watched(scope.run_id)
         return ActivityContext(
@@ -237,7 +238,8 @@ class Attempt:
         self, activity: ActivityDefinition[..., Any], values: dict[str, Any]
     ) -> Any:
         args, kwargs = activity.call_arguments(values)
-        kwargs.update(dict.fromkeys(activity.context_names, self.context))
+        if activity.context_names:
+            kwargs.update(dict.fromkeys(activity.context_names, self.context))
         if activity.is_async:
             return await activity.fn(*args, **kwargs)
         work = functools.partial(contextvars.copy_context().run, activity.fn, *args, **kwargs)

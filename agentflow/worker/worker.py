@@ -11,7 +11,7 @@ import heapq
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from agentflow.worker.runner import House, Runner
 
 _LOG = logging.getLogger("agentflow.worker")
 _CLAIM = 200  # runs per claim: one transaction, and not more memory than that at once
+_LOAD_EVENTS = 2_000  # events per read of histories: about 0.1 s of replay, then others get a turn
 _IDLE_SECONDS = 5.0  # a look at the store even if nobody has said that something changed
 _STANDBY_SECONDS = 0.25  # how often a stand-by asks whether the owner has gone
 _WARM = 64  # waiting runs that stay in memory, so that a quick answer needs no replay
@@ -219,8 +220,10 @@ class Worker:
         sync_point("claim.after")
         # Messages first: a run that is parked again before it has read them would look stuck.
         messages = await self._inbox([one.row.pk for one in claimed])
-        for one in claimed:
-            await self._adopt(one, messages.get(one.row.pk, []))
+        for together in _by_length(claimed):
+            async with asyncio.TaskGroup() as group:
+                for one in together:
+                    group.create_task(self._adopt(one, messages.get(one.row.pk, [])))
         return len(claimed) == room
 
     async def _inbox(self, run_pks: Sequence[int]) -> dict[int, list[InboxRow]]:
@@ -322,3 +325,17 @@ class Worker:
                 oldest.drop()
         if len(self._runners) < self._options.max_active:
             self._wake.set()
+
+
+def _by_length(claimed: Sequence[Claimed]) -> Iterator[list[Claimed]]:
+    """Yield runs to load together: many short histories are one read, and a long one is alone."""
+    together: list[Claimed] = []
+    length = 0
+    for one in claimed:
+        if length + one.row.next_seq > _LOAD_EVENTS and together:
+            yield together
+            together, length = [], 0
+        together.append(one)
+        length += one.row.next_seq
+    if together:
+        yield together

@@ -17,7 +17,7 @@ from sqlalchemy import bindparam, or_, true
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, FlakyFailure
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as drive
 
 from agentflow.codec import Parts, PlainCipher
@@ -53,7 +53,8 @@ RUNS = ("run-0", "run-1")
 WORKERS = ("anna", "bert")
 workers = st.sampled_from(WORKERS)
 run_ids = st.sampled_from(RUNS)
-SHAPES = ("step", "outcome", "ask", "guarded", "record", "park", "end", "continue")
+NUMBERS = st.integers(0, 3)
+SHAPES = ("step", "outcome", "ask", "guarded", "other call", "record", "park", "end", "continue")
 TROUBLES = ("", "", "", "busy once", "busy", "full", "lost reply")
 
 
@@ -227,7 +228,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.model: dict[str, ModelRun] = {}
         self.believed: dict[tuple[str, str], tuple[int, int]] = {}  # -> epoch, next_seq
-        self.unsure: list[Unsure] = []
+        self.unsure: list[tuple[str, Unsure]] = []
         self.count = 0
 
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
@@ -257,6 +258,7 @@ class StoreMachine(RuleBasedStateMachine):
             new = NewRun(project="default", id=id_, workflow="w", started=event, parts=Parts())
             ((row, _),) = self.run(self.store.start([new]))
             self.model[id_] = ModelRun(row.pk)
+        self.claim("anna", 1)
 
     def teardown(self) -> None:
         """Close the store and its loop."""
@@ -277,11 +279,9 @@ class StoreMachine(RuleBasedStateMachine):
             assert one.row.epoch == run.epoch
             self.believed[worker, one.row.id] = (run.epoch, run.next_seq)
 
-    def batch(self, worker: str, run_id: str, shape: str) -> Unsure | None:
+    def batch(self, worker: str, run_id: str, shape: str) -> Unsure:
         """Return what *worker* would append, from what it believes."""
-        belief = self.believed.get((worker, run_id))
-        if belief is None:
-            return None
+        belief = self.believed[worker, run_id]
         n = self.number()
         key = f"main/f#{n}"
         facts: list[AnyEvent] = []
@@ -294,10 +294,10 @@ class StoreMachine(RuleBasedStateMachine):
                 facts = [ActivityCompleted(key=key, attempt=1)]
             case "ask":
                 facts = [asking(f"ap-{n}", key=key)]
-            case "guarded":
-                ids = [*self.model[run_id].questions, "ap-none"]
-                digest = "d2" if n % 5 == 0 else "d1"
-                start = starting(key, approval_id=ids[n % len(ids)], call_digest=digest)
+            case "guarded" | "other call":
+                id_ = [*self.model[run_id].questions, "ap-none"][-2:][0]
+                digest = "d1" if shape == "guarded" else "d2"
+                start = starting(key, approval_id=id_, call_digest=digest)
                 fields["starts"] = [start, replace(start, event=starting(f"{key}b").event)]
             case "record":
                 rows = self.run(self.store.inbox([self.model[run_id].pk]))
@@ -322,41 +322,43 @@ class StoreMachine(RuleBasedStateMachine):
         if isinstance(answer, Appended) and not answer.inbox_first:
             self.believed[worker, one.run_id] = (one.batch.epoch, answer.next_seq)
 
-    @rule(worker=workers, run_id=run_ids, shape=st.sampled_from(SHAPES),
-          trouble=st.sampled_from(TROUBLES))  # fmt: skip
-    def act(self, worker: str, run_id: str, shape: str, trouble: str) -> None:
+    def pick(self, number: int) -> tuple[str, str]:
+        """Return a worker and a run that it believes to own; it may be wrong."""
+        return sorted(self.believed)[number % len(self.believed)]
+
+    @precondition(lambda self: self.believed)
+    @rule(who=NUMBERS, shape=st.sampled_from(SHAPES), trouble=st.sampled_from(TROUBLES))
+    def act(self, who: int, shape: str, trouble: str) -> None:
         """Append once, with trouble."""
+        worker, run_id = self.pick(who)
         one = self.batch(worker, run_id, shape)
-        if one is None:
-            return
         seen = self.gremlins.plan(trouble)
         answer = self.run(self.store.append(one.batch))
         if trouble in {"busy", "full"}:
             assert answer == seen
-            self.unsure.append(one)
+            self.unsure.append((worker, one))
             return
         expected = self.model[run_id].append(one.batch, one.done)
         if seen is not None:
             assert answer == seen
-            self.unsure.append(one)
+            self.unsure.append((worker, one))
         else:
             self.settle(worker, one, answer, expected)
 
-    @rule(worker=workers)
-    def reissue(self, worker: str) -> None:
+    @precondition(lambda self: self.unsure)
+    @rule()
+    def reissue(self) -> None:
         """Send a batch again whose reply was lost; the newest, as a worker would."""
-        if self.unsure:
-            one = self.unsure.pop()
-            answer = self.run(self.store.append(one.batch))
-            self.settle(worker, one, answer, self.model[one.run_id].append(one.batch, one.done))
+        worker, one = self.unsure.pop()
+        answer = self.run(self.store.append(one.batch))
+        self.settle(worker, one, answer, self.model[one.run_id].append(one.batch, one.done))
 
-    @rule(
-        acts=st.lists(st.tuples(workers, run_ids, st.sampled_from(SHAPES)), min_size=2, max_size=4)
-    )
-    def act_together(self, acts: list[tuple[str, str, str]]) -> None:
+    @precondition(lambda self: self.believed)
+    @rule(acts=st.lists(st.tuples(NUMBERS, st.sampled_from(SHAPES)), min_size=2, max_size=4))
+    def act_together(self, acts: list[tuple[int, str]]) -> None:
         """Append several batches in one commit; deliveries come in any order."""
-        found = [(w, self.batch(w, r, s)) for w, r, s in acts]
-        batches = [(w, one) for w, one in found if one is not None]
+        chosen = [(*self.pick(who), shape) for who, shape in acts]
+        batches = [(w, self.batch(w, r, shape)) for w, r, shape in chosen]
 
         async def together() -> list[Any]:
             calls = [self.store.append(one.batch) for _, one in batches]
@@ -366,6 +368,18 @@ class StoreMachine(RuleBasedStateMachine):
         for (worker, one), answer in zip(batches, answers, strict=True):
             expected = self.model[one.run_id].append(one.batch, one.done)
             self.settle(worker, one, answer, expected)
+
+    @precondition(lambda self: self.believed)
+    @rule(who=NUMBERS, shapes=st.lists(st.sampled_from(["guarded", "other call"]), max_size=2))
+    def get_approval(self, who: int, shapes: list[str]) -> None:
+        """Ask, be allowed, and use it, perhaps twice."""
+        worker, run_id = self.pick(who)
+        for shape in ("ask", *shapes):
+            one = self.batch(worker, run_id, shape)
+            answer = self.run(self.store.append(one.batch))
+            self.settle(worker, one, answer, self.model[run_id].append(one.batch, one.done))
+            if shape == "ask":
+                self.answer(run_id, yes=True)
 
     @rule(run_id=run_ids, kind=st.sampled_from(["signal", "cancel", "pause", "unpause"]),
           again=st.booleans())  # fmt: skip
@@ -380,6 +394,10 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(run_id=run_ids, yes=st.booleans())
     def decide(self, run_id: str, yes: bool) -> None:  # noqa: FBT001
         """Decide the newest question of a run."""
+        self.answer(run_id, yes=yes)
+
+    def answer(self, run_id: str, *, yes: bool) -> None:
+        """Approve or deny the newest question, and compare."""
         run = self.model[run_id]
         if not run.questions:
             return
@@ -404,15 +422,19 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def both_agree(self) -> None:
         """The store holds what the model holds, and it verifies."""
+        self.runner.run(self.compare())
+
+    async def compare(self) -> None:
+        """Read everything back."""
         for id_, run in self.model.items():
-            (row,) = self.run(self.store.get_runs([run.pk]))
-            events = self.run(self.store.history(run.pk, whole=True)).events
+            (row,) = await self.store.get_runs([run.pk])
+            events = (await self.store.history(run.pk, whole=True)).events
             assert [type(e).__name__ for e in events] == run.kinds
             assert told(row) == (id_, run.status, run.epoch, run.owner, run.next_seq, run.paused)
-            rows = self.run(self.store.inbox([run.pk]))
+            rows = await self.store.inbox([run.pk])
             assert {r.message.id: r.message.kind for r in rows} == run.inbox
-            assert self.run(self.store.verify(run.pk, PlainCipher())) == []
-        listed = self.run(self.store.list_approvals(None, pending_only=False))
+            assert await self.store.verify(run.pk, PlainCipher()) == []
+        listed = await self.store.list_approvals(None, pending_only=False)
         questions = {
             (i, q): o.status for i, r in self.model.items() for q, o in r.questions.items()
         }

@@ -1,0 +1,110 @@
+"""``agentflow watch``: follow a run that another process works on."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import click
+
+from agentflow.cli import session
+from agentflow.cli.chronicle import Chronicle
+from agentflow.cli.ending import Report, cost_of, report
+from agentflow.cli.exit_code import ExitCode
+from agentflow.cli.follow import Follower, Stop
+from agentflow.cli.option import Span, Where, where_options
+from agentflow.cli.output import iso, note, now_ms
+from agentflow.cli.run import again
+from agentflow.cli.standing import standing_of
+from agentflow.cli.view import JsonView, View, view_of
+from agentflow.client import Client, Run
+from agentflow.history.events import AnyEvent
+
+_LOOK_SECONDS = 0.2
+
+
+@click.command("watch")
+@click.argument("run_id", metavar="RUN")
+@click.option("--timeout", type=Span(), metavar="SPAN", help="Stop after this time (90, 30s, 1h).")
+@click.option("--no-wait", is_flag=True, help="Stop when the run waits for somebody (exit code 4).")
+@where_options
+def watch(
+    *, run_id: str, timeout: timedelta | None, no_wait: bool, where: Where, as_json: bool
+) -> int:
+    """Follow a run that another process works on.
+
+    Shows what was recorded and what comes, until the run ends or its code must be mended; the exit
+    code is the run's. With --json one event is written a line, and the run at the end. Ctrl-C ends
+    the watching only.
+    """
+    return asyncio.run(_watch(where, run_id, timeout, wait=not no_wait, as_json=as_json))
+
+
+async def _watch(
+    where: Where, run_id: str, timeout: timedelta | None, *, wait: bool, as_json: bool
+) -> int:
+    async with session.reading(where) as client:
+        handle = await client.get(run_id)
+        chronicle = Chronicle(client.codec, client.store)
+        if as_json:
+            view = JsonView()
+            stop = await _until(client, handle, chronicle, view, _writer(view), timeout, wait=wait)
+        else:
+            with view_of(chronicle, stream=False, quiet=False) as shown:
+                stop = await _until(
+                    client, handle, chronicle, shown, lambda _: None, timeout, wait=wait
+                )
+        row = await handle.info()
+        if stop.why == "timeout" and stop.standing.kind == "going":
+            note(f"run {row.id} is {row.status}; it goes on without being watched")
+            return ExitCode.WAITING
+        made = Report(
+            stop=stop, row=row, cost=await cost_of(client, row.id), recorded=chronicle.recorded,
+            replayed=0, again=again(row.id, (), where), where=where,
+        )  # fmt: skip
+        return await report(client, made, as_json=as_json)
+
+
+def _writer(view: JsonView) -> Callable[[AnyEvent], None]:
+    def write(event: AnyEvent) -> None:
+        view.write(
+            {
+                "as_of": iso(now_ms()),
+                "event": {
+                    "seq": event.seq,
+                    "time": iso(event.time_ms),
+                    "kind": type(event).__name__,
+                    "key": event.key,
+                    "actor": event.actor,
+                },
+            }
+        )
+
+    return write
+
+
+async def _until(  # noqa: PLR0913 -- what following takes
+    client: Client,
+    handle: Run[Any],
+    chronicle: Chronicle,
+    view: View,
+    on_event: Callable[[AnyEvent], None],
+    timeout: timedelta | None,
+    *,
+    wait: bool,
+) -> Stop:
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout is None else loop.time() + timeout.total_seconds()
+    follower = Follower(client, handle, chronicle, view, on_event)
+    while True:
+        row = await follower.look()
+        sys.stderr.flush()
+        standing = await standing_of(client, row, now_ms())
+        if standing.kind in {"ended", "parked"} or (standing.kind == "blocked" and not wait):
+            return Stop("standing", standing)
+        if deadline is not None and loop.time() >= deadline:
+            return Stop("timeout", standing)
+        await asyncio.sleep(_LOOK_SECONDS)

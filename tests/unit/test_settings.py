@@ -1,0 +1,59 @@
+"""Flag > environment > pyproject.toml > default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agentflow.errors import SettingsError
+from agentflow.settings import read_settings
+
+
+def test_the_nearest_word_wins(tmp_path: Path) -> None:
+    """Each layer overrides the one below it."""
+    (tmp_path / "pyproject.toml").write_text(
+        '[tool.agentflow]\ndatabase_url = "sqlite:///file.db"\nproject = "file"\n'
+    )
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    settings = read_settings({"AGENTFLOW_PROJECT": "environment"}, inner)
+
+    assert settings.database_url == "sqlite:///file.db"
+    assert settings.project == "environment"
+    assert settings.with_flags(project="flag", durability=None).project == "flag"
+    assert settings.durability == "full"
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"AGENTFLOW_DURABILITY": "maybe"}, "durability"),
+        ({"AGENTFLOW_QUARANTINE_AFTER": "-1"}, "quarantine_after"),
+        ({"AGENTFLOW_MAX_PAYLOAD_BYTES": "lots"}, "max_payload_bytes"),
+    ],
+)
+def test_a_value_without_a_meaning_is_named(
+    environ: dict[str, str], words: str, tmp_path: Path
+) -> None:
+    """The error names the setting and what is allowed."""
+    with pytest.raises(SettingsError, match=words) as caught:
+        read_settings(environ, tmp_path)
+
+    assert caught.value.hint
+
+
+def test_an_unknown_setting_in_the_file_is_named(tmp_path: Path) -> None:
+    """A typing error in pyproject.toml is not ignored."""
+    (tmp_path / "pyproject.toml").write_text('[tool.agentflow]\ndatabse_url = "x"\n')
+
+    with pytest.raises(SettingsError, match="databse_url"):
+        read_settings({}, tmp_path)
+
+
+def test_secrets_are_collected_by_name_and_not_shown(tmp_path: Path) -> None:
+    """Values of variables that are named like secrets are scrubbed later."""
+    settings = read_settings({"X_API_KEY": "value", "HOME": "here"}, tmp_path)
+
+    assert settings.secrets == {"X_API_KEY": "value"}
+    assert "value" not in repr(settings)
