@@ -20,6 +20,7 @@ from agentflow.errors import (
     InputMismatchError,
     NotFoundError,
     RunCancelledError,
+    RunEndedError,
     RunFailedError,
     RunParkedError,
     UsageError,
@@ -52,6 +53,7 @@ Groups = list[CostGroup]
 
 _POLL_SECONDS = 0.25  # how late a change by another process may be seen
 _OWN_POLL_SECONDS = 5.0  # our own worker tells us; this is only a net
+_LOOK_SECONDS = 0.02  # how often `Run.until` looks: attributes change without a status
 
 
 class Watch:
@@ -99,10 +101,12 @@ class Watch:
             if not waiting:
                 del self._waiting[run_pk]
 
-    async def wait(self, news: asyncio.Event) -> None:
+    async def wait(self, news: asyncio.Event, seconds: float | None = None) -> None:
         """Wait for *news*, or until it is time to look anyway."""
+        if seconds is None:
+            seconds = _OWN_POLL_SECONDS if self.is_owner() else _POLL_SECONDS
         with suppress(TimeoutError):
-            async with asyncio.timeout(_OWN_POLL_SECONDS if self.is_owner() else _POLL_SECONDS):
+            async with asyncio.timeout(seconds):
                 await news.wait()
         if (error := self.worker_error()) is not None:
             raise error
@@ -232,6 +236,33 @@ class Run(Generic[R]):
                     raise RunParkedError(msg, data={"status": row.status, "error": row.error})
                 await watch.wait(news)
 
+    async def until(self, wanted: Callable[[RunRow], bool]) -> RunRow:
+        """Wait until the run is as wanted, for example ``lambda row: row.status == "waiting"``.
+
+        Args:
+            wanted: Asked about the run's row, again and again; see `info`.
+
+        Returns:
+            The row of which *wanted* said yes.
+
+        Raises:
+            RunEndedError: it completed and was never as wanted.
+            RunFailedError: it failed. RunCancelledError: it was cancelled.
+            RunParkedError: it waits for mended code, a matching version or a release.
+        """
+        watch = self._seams.watch
+        with watch.news(self._pk) as news:
+            while True:
+                news.clear()
+                row = await self.info()
+                if wanted(row):
+                    return row
+                if row.status in ENDED or row.status in PARKED:
+                    await self.result()
+                    msg = f"run {self.id} completed and was never as wanted"
+                    raise RunEndedError(msg)
+                await watch.wait(news, _LOOK_SECONDS)
+
     async def _outcome(self, row: RunRow) -> Any:
         codec, store = self._seams.codec, self._seams.store
         if row.status == "completed":
@@ -285,10 +316,14 @@ class Run(Generic[R]):
         payload = self._seams.codec.encode(value, Any, parts, what=f"signal {name}")
         await self._send(
             Message(
-                id=id or ids.new_message_id(), kind="signal", name=name, payload=payload, parts=parts,
+                id=id or ids.new_message_id(),
+                kind="signal",
+                name=name,
                 actor=actor or self._seams.actor,
+                payload=payload,
+                parts=parts,
             )
-        )  # fmt: skip
+        )
 
     async def cancel(self, reason: str = "", *, actor: str | None = None) -> None:
         """Ask the run to end; its code may still clean up.

@@ -81,6 +81,12 @@ def read_settings(
     return Settings(**found, secrets=secrets)
 
 
+def environment_with(**values: str) -> dict[str, str]:
+    """Return this process's environment for a child, with *values* and without our own settings."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(_PREFIX)}
+    return {**kept, **values}
+
+
 def _number(name: str, value: object) -> int:
     try:
         number = int(str(value))

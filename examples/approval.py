@@ -57,9 +57,8 @@ async def main() -> None:
     """Start the run or go on with it, until it ends or somebody has to do something."""
     async with agentflow.open() as flow:
         run: Run[str] = await flow.start(article, "durable agents", id="article-1")
-        while await run.status() in {"pending", "running"}:
-            await asyncio.sleep(0.05)
-        if await run.status() != "waiting":
+        row = await run.until(lambda row: row.status in {"waiting", "completed"})
+        if row.status == "completed":
             print(await run.result())
             return
         for question in await flow.approvals(run_id=run.id):

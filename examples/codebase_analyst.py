@@ -65,10 +65,10 @@ async def analyst_script(request: ModelRequest) -> str | ToolCall | list[ToolCal
         case 3:
             paths = json.loads(told[0])[:3]
             search = call("grep", path=paths[0], pattern="^(class|def|async def) ")
-            return [*(call("read_file", path=path) for path in paths), search]
-    names = [json.loads(c.arguments)["path"] for c in request.messages[-2].tool_calls[:-1]]
-    lines = [f"{name}: {text.count(chr(10))} lines" for name, text in zip(names, told, strict=False)]
-    return "\n".join(["The largest files:", *lines, f"In {names[0]}:", *json.loads(told[-1])])
+            return [search, *(call("read_file", path=path) for path in paths)]
+    paths = [json.loads(c.arguments)["path"] for c in request.messages[-2].tool_calls]
+    sizes = [f"{path}: {len(text.splitlines())} lines" for path, text in zip(paths, told)][1:]
+    return "\n".join(["The largest files:", *sizes, f"In {paths[0]}:", *json.loads(told[0])])
 
 
 TOOLS = [list_files, read_file, grep]

@@ -1,10 +1,10 @@
 """A long chat: messages come as signals, the conversation is carried over, old turns are summed up.
 
     python examples/long_chat.py                        # 30 messages
-    python examples/long_chat.py "What is my name?"     # the same chat goes on, days later if need be
+    python examples/long_chat.py "What is my name?"     # the same chat goes on, also days later
 
-Kill it in the middle and run it again: answers that were recorded are not asked for again, and no
-message is lost, for a signal is durable once it was sent. The model never sees more than about 20
+Kill it in the middle and run it again: a signal is durable once it was sent, each has an id of its
+own, and an answer that was recorded is not asked for again. The model never sees more than about 20
 messages: what is older becomes a summary. A message is stored once, however many calls contain it.
 """
 
@@ -60,18 +60,20 @@ async def chat(conversation: Messages | None = None, turns: int = 0) -> None:
             agentflow.continue_as_new(conversation, turns)
 
 
+SHEEP = ["Hi, my name is Ada.", *(f"Sheep number {n}." for n in range(1, 29)), "What is my name?"]
+
+
 async def main(lines: Sequence[str]) -> None:
-    """Say each line and wait for its answer."""
+    """Say each line that was not said yet, and wait for its answer."""
     async with agentflow.open() as flow:
         run = await flow.start(chat, id="chat-1")
-        for line in lines:
-            turns = (await run.info()).attributes.get("turns", 0)
-            await run.signal("say", line)
-            while (now := (await run.info()).attributes).get("turns", 0) <= turns:
-                await asyncio.sleep(0.01)
-            print(f"{now['turns']:3} you: {line}\n    bot: {now['answer']}", flush=True)
+        done = (await run.info()).attributes.get("turns", 0)
+        for number, line in enumerate(lines, 1) if lines is SHEEP else enumerate(lines, done + 1):
+            if number > done:
+                await run.signal("say", line, id=f"message-{number}")
+                row = await run.until(lambda row, n=number: row.attributes.get("turns", 0) >= n)
+                print(f"{number:3} you: {line}\n    bot: {row.attributes['answer']}", flush=True)
 
 
 if __name__ == "__main__":
-    sheep = [f"Sheep number {n}." for n in range(1, 29)]
-    asyncio.run(main(sys.argv[1:] or ["Hi, my name is Ada.", *sheep, "What is my name?"]))
+    asyncio.run(main(sys.argv[1:] or SHEEP))

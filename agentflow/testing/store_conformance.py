@@ -8,7 +8,7 @@ Each test is one sentence of the contract in protocols.py, and ends with every r
 gapless, hashes chained, columns as the events say.
 """
 
-# ruff: noqa: S101, PLR2004, D102, SLF001 -- tests, shipped for other adapters
+# ruff: noqa: S101, PLR2004, D102 -- tests, shipped for other adapters
 
 from __future__ import annotations
 
@@ -48,7 +48,6 @@ from agentflow.history.events import (
     RunReopened,
     RunStarted,
     SignalReceived,
-    TimerStarted,
 )
 from agentflow.ledger.entries import AttemptRecord, CostLine, Priced
 from agentflow.ledger.reports import CostQuery
@@ -140,10 +139,10 @@ class World:
 
     async def end(self, row: RunRow, event: AnyEvent | None = None, **more: Any) -> Appended:
         event = event or RunCompleted(payload=self.payload("done"))
-        status = {RunCompleted: "completed", RunFailed: "failed", RunCancelled: "cancelled"}
-        return await self.store.append(
-            self.batch(row, [event], status=status[type(event)], **more)  # type: ignore[index]
-        )
+        status: dict[type[AnyEvent], str] = {
+            RunCompleted: "completed", RunFailed: "failed", RunCancelled: "cancelled"
+        }  # fmt: skip
+        return await self.store.append(self.batch(row, [event], status=status[type(event)], **more))
 
     async def row(self, row: RunRow) -> RunRow:
         (found,) = await self.store.get_runs([row.pk])
@@ -567,7 +566,7 @@ class StoreConformance:
         asked, result = w.payload("x" * 999, parts), w.payload("y" * 999, parts)
         seen: list[str] = []
         parts.on_commit.append(lambda: seen.append("committed"))
-        facts = [
+        facts: list[AnyEvent] = [
             replace(scheduled(), payload=asked),
             ActivityCompleted(key="main/f#1", attempt=1, payload=result),
         ]
@@ -656,7 +655,7 @@ class StoreConformance:
         refused = await w.store.append(w.batch(row, [scheduled()], [starting()]))
         (message,) = await w.store.inbox([row.pk])
         row = await w.row(row)
-        facts = [CancelRequested(reason="too slow"), scheduled("main/cleanup#1")]
+        facts: list[AnyEvent] = [CancelRequested(reason="too slow"), scheduled("main/cleanup#1")]
         granted = await w.store.append(
             w.batch(row, facts, [starting("main/cleanup#1")], inbox_done=[message.row])
         )
@@ -849,11 +848,16 @@ class StoreConformance:
         """Whoever watches is called after messages and new runs."""
         told = asyncio.Event()
         loop = asyncio.get_running_loop()
-        w.store.on_change(lambda: loop.call_soon_threadsafe(told.set))
-        for act in (w.start, w.send):
-            told.clear()
-            await act()  # type: ignore[operator]
-            await asyncio.wait_for(told.wait(), 5)
+
+        def wake() -> None:
+            loop.call_soon_threadsafe(told.set)
+
+        w.store.on_change(wake)
+        await w.start()
+        await asyncio.wait_for(told.wait(), 5)
+        told.clear()
+        await w.send()
+        await asyncio.wait_for(told.wait(), 5)
 
     # -- ends
 

@@ -28,11 +28,11 @@ from agentflow.engine.commands import (
 )
 from agentflow.engine.context import RandomStream, RunInfo
 from agentflow.engine.definitions import Registry
+from agentflow.engine.ending import bug_text
 from agentflow.engine.replay import CutNeeded, Machine
 from agentflow.errors import (
     AgentflowError,
     FencedError,
-    HistoryError,
     NotFoundError,
     RunEndedError,
     StoreError,
@@ -50,6 +50,7 @@ from agentflow.protocols import (
     RunStatus,
     Start,
     Store,
+    StoredHistory,
     bare_append,
 )
 from agentflow.sync_point import sync_point
@@ -114,6 +115,8 @@ class Runner:
         self._status: RunStatus = row.status
         self._operator: ev.CancelRequested | ev.RunResumed | None = None  # what a parked run is told
         self._loop = asyncio.get_running_loop()
+        self._next_seq = row.next_seq  # as of the last commit
+        self._applied_seq = row.applied_seq
 
     # --- life -------------------------------------------------------------------------------
 
@@ -122,46 +125,58 @@ class Runner:
         try:
             stored = await self._house.store.history(self.row.pk)
             sync_point("recovery.after_load")
-            self._loop.call_soon(self._replay, stored)
-        except (HistoryError, AgentflowError) as e:
-            self._cannot_replay(e)
+            self._loop.call_soon(self._guarded, self._replay, stored)
+        except AgentflowError as e:
+            self._cannot_go_on(e)
 
-    def _cannot_replay(self, error: AgentflowError) -> None:
+    def _cannot_go_on(self, error: Exception) -> None:
+        """Park this run alone: the others have done nothing wrong."""
         if isinstance(error, StoreError):
             self._house.on_broken(error)
             return
-        _LOG.error("run cannot be replayed", extra={"run_id": self.row.id, "error": str(error)})
-        self._spawn(self._park_unreadable(error))
+        extra = {"run_id": self.row.id}
+        if isinstance(error, AgentflowError):
+            _LOG.error("run cannot go on", extra={**extra, "error": str(error)})
+            text = f"{error.code} {error}\n{error.hint}"
+        else:
+            _LOG.error("run cannot go on", extra=extra, exc_info=error)
+            text = bug_text(error)
+        if self._machine is not None:
+            machine, self._machine = self._machine, None
+            machine.evict()
+        self._spawn(self._park(text))
 
-    async def _park_unreadable(self, error: AgentflowError) -> None:
-        text = f"{error.code} {error}\n{error.hint}"
-        batch = bare_append(self.row, batch_id=ids.new_batch_id(), status="needs_code", error=text)
+    async def _park(self, error: str) -> None:
+        row = replace(self.row, next_seq=self._next_seq, applied_seq=self._applied_seq)
+        batch = bare_append(row, batch_id=ids.new_batch_id(), status="needs_code", error=error)
         await self._house.store.append(batch)
         self._house.on_status(self.row.pk, "needs_code")
         self._leave(keep=False)
 
-    def _replay(self, stored: Any) -> None:
+    def _guarded(self, work: Callable[..., None], *args: Any) -> None:
+        """Do *work* in a callback, where nobody else would hear of its failure."""
+        try:
+            work(*args)
+        except Exception as e:  # noqa: BLE001 -- one run's trouble must not stop the others
+            self._cannot_go_on(e)
+
+    def _replay(self, stored: StoredHistory) -> None:
         row, house = self.row, self._house
         now = house.clock.now_ms()
-        try:
-            workflow = house.registry.workflow(row.workflow)
-            history = history_of(stored.events)
-            info = RunInfo(
-                id=row.id,
-                project=row.project,
-                workflow=row.workflow,
-                started_at=from_ms(history.started.time_ms),
-                tags=row.tags,
-            )
-            machine = Machine(
-                workflow, history, info, applied_seq=row.applied_seq, next_seq=row.next_seq,
-                codec=house.codec, bodies=_Bodies(stored.bodies, house.store),
-                random_of=house.random_of,
-            )  # fmt: skip
-        except AgentflowError as e:
-            self._cannot_replay(e)
-            return
-        self._machine = machine
+        workflow = house.registry.workflow(row.workflow)
+        history = history_of(stored.events)
+        info = RunInfo(
+            id=row.id,
+            project=row.project,
+            workflow=row.workflow,
+            started_at=from_ms(history.started.time_ms),
+            tags=row.tags,
+        )
+        machine = self._machine = Machine(
+            workflow, history, info, applied_seq=row.applied_seq, next_seq=row.next_seq,
+            codec=house.codec, bodies=_Bodies(stored.bodies, house.store),
+            random_of=house.random_of,
+        )  # fmt: skip
         pinned = history.started.workflow_version
         if pinned and workflow.version and pinned != workflow.version:
             found = f"the run is pinned to version {pinned!r}; this worker has {workflow.version!r}"
@@ -275,7 +290,7 @@ class Runner:
         """Ask for a step soon."""
         if not self._scheduled and not self._gone:
             self._scheduled = True
-            self._loop.call_soon(self._poked)
+            self._loop.call_soon(self._guarded, self._poked)
 
     def _poked(self) -> None:
         self._scheduled = False
@@ -289,15 +304,12 @@ class Runner:
             return
         arrivals, self._arrivals = _without_stale(self._arrivals), []
         now = self._house.clock.now_ms()
-        try:
-            if machine.parking is not None and self._step_parked(machine, arrivals, now):
-                return
-            sync_point("activate.before")
-            machine.activate(arrivals, now)
-            sync_point("activate.after")
-            self._write(machine, now)
-        except AgentflowError as e:
-            self._house.on_broken(e)
+        if machine.parking is not None and self._step_parked(machine, arrivals, now):
+            return
+        sync_point("activate.before")
+        machine.activate(arrivals, now)
+        sync_point("activate.after")
+        self._write(machine, now)
 
     def _step_parked(self, machine: Machine, arrivals: list[Arrival], now: int) -> bool:
         """Let a parked run be cancelled or released by an operator; True where that was done."""
@@ -322,7 +334,7 @@ class Runner:
             self._write_end(machine, now)
             return
         status, wake = self._waiting(machine)
-        release = status not in {"running"}
+        release = status != "running"
         if release and wake is not None and wake - now < _STAY_MS and status == "waiting":
             release = False
         batch = machine.take_batch()
@@ -406,7 +418,7 @@ class Runner:
             wake_at_ms=wake,
             release=release,
             attributes=batch.attributes,
-            children=[self._child(machine, child) for child in batch.children],
+            children=[self._child(child) for child in batch.children],
             inbox_done=batch.inbox_done,
             ledger=batch.ledger,
             progress=batch.progress,
@@ -421,7 +433,7 @@ class Runner:
             return str(machine.ending.error or "")
         return ""
 
-    def _child(self, machine: Machine, child: ChildStart) -> NewRun:
+    def _child(self, child: ChildStart) -> NewRun:
         target = self._house.registry.workflows.get(child.workflow)
         started = ev.RunStarted(
             time_ms=self._house.clock.now_ms(),
@@ -466,13 +478,12 @@ class Runner:
                 _LOG.warning("append failed, trying again", extra=extra)
                 await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
             except AgentflowError as e:  # a child's id is taken, say: the run's own fault
-                machine.next_seq -= len(batch.facts)
-                self._cannot_replay(e)
+                self._cannot_go_on(e)
                 return
         else:
             return
         sync_point("append.after")
-        self._loop.call_soon(self._committed, machine, batch, append, answer, reload)
+        self._loop.call_soon(self._guarded, self._committed, machine, batch, append, answer, reload)
 
     def _committed(
         self, machine: Machine, batch: Batch, append: Append, answer: Appended, reload: bool
@@ -480,10 +491,12 @@ class Runner:
         self._appending = False
         if self._gone:
             return
+        self._next_seq = answer.next_seq
         if answer.inbox_first:
             machine.put_back(batch)
             self._house.ask_inbox(self.row.pk)
             return
+        self._applied_seq = append.applied_seq
         commands = machine.committed(batch, answer.granted, answer.refused)
         sync_point("append.after_noted")
         if append.status != self._status or append.status not in {"running", "pending"}:
@@ -566,7 +579,10 @@ class Runner:
         def done(finished: asyncio.Task[None]) -> None:
             if self._attempts.get(key) is finished:
                 del self._attempts[key]
-            if not finished.cancelled() and (error := finished.exception()) is not None:
+            error = None if finished.cancelled() else finished.exception()
+            if isinstance(error, Exception):
+                self._cannot_go_on(error)
+            elif error is not None:
                 self._house.on_broken(error)
 
         attempt = Attempt(self._house.attempts, command, self._scope(), deliver)

@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
-from sqlalchemy import bindparam, or_, true
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Flaky, FlakyFailure
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as drive
+from sqlalchemy import bindparam, or_, true
 
 from agentflow.codec import Parts, PlainCipher
 from agentflow.errors import (
@@ -310,6 +310,8 @@ class StoreMachine(RuleBasedStateMachine):
                 facts, fields["status"] = [RunCompleted()], "completed"
             case "continue":
                 facts = [RunContinued(signals=[])]
+            case _:
+                raise ValueError(shape)
         batch = Append(
             run_pk=self.model[run_id].pk, epoch=belief[0], expected_seq=belief[1],
             batch_id=n.to_bytes(16, "big"), facts=facts, parts=Parts(), applied_seq=1, **fields,
@@ -327,18 +329,25 @@ class StoreMachine(RuleBasedStateMachine):
         return sorted(self.believed)[number % len(self.believed)]
 
     @precondition(lambda self: self.believed)
-    @rule(who=NUMBERS, shape=st.sampled_from(SHAPES), trouble=st.sampled_from(TROUBLES))
-    def act(self, who: int, shape: str, trouble: str) -> None:
-        """Append once, with trouble."""
+    @rule(who=NUMBERS, shape=st.sampled_from(SHAPES), trouble=st.sampled_from(TROUBLES),
+          patient=st.booleans())  # fmt: skip
+    def act(self, who: int, shape: str, trouble: str, patient: bool) -> None:  # noqa: FBT001
+        """Append once, with trouble; the impatient send it again at once."""
         worker, run_id = self.pick(who)
         one = self.batch(worker, run_id, shape)
+        self.suffer(worker, one, trouble)
+        if self.unsure and not patient:
+            self.reissue()
+
+    def suffer(self, worker: str, one: Unsure, trouble: str) -> None:
+        """Append in spite of *trouble*."""
         seen = self.gremlins.plan(trouble)
         answer = self.run(self.store.append(one.batch))
         if trouble in {"busy", "full"}:
             assert answer == seen
             self.unsure.append((worker, one))
             return
-        expected = self.model[run_id].append(one.batch, one.done)
+        expected = self.model[one.run_id].append(one.batch, one.done)
         if seen is not None:
             assert answer == seen
             self.unsure.append((worker, one))
@@ -370,7 +379,10 @@ class StoreMachine(RuleBasedStateMachine):
             self.settle(worker, one, answer, expected)
 
     @precondition(lambda self: self.believed)
-    @rule(who=NUMBERS, shapes=st.lists(st.sampled_from(["guarded", "other call"]), max_size=2))
+    @rule(
+        who=NUMBERS,
+        shapes=st.lists(st.sampled_from(["guarded", "other call", "continue"]), max_size=2),
+    )
     def get_approval(self, who: int, shapes: list[str]) -> None:
         """Ask, be allowed, and use it, perhaps twice."""
         worker, run_id = self.pick(who)
@@ -411,6 +423,15 @@ class StoreMachine(RuleBasedStateMachine):
         assert answer.status == decision
         question.status = decision
         run.send(message)
+
+    @precondition(lambda self: self.believed)
+    @rule(who=NUMBERS)
+    def sleep_and_wake(self, who: int) -> None:
+        """Wait for a message in one row, get it, go on."""
+        worker, run_id = self.pick(who)
+        self.suffer(worker, self.batch(worker, run_id, "park"), "")
+        self.send(run_id, "signal", again=False)
+        self.claim(worker, 2)
 
     @rule(worker=workers, run_id=run_ids)
     def release(self, worker: str, run_id: str) -> None:
@@ -594,9 +615,13 @@ def inbox_is_not_read(patch: pytest.MonkeyPatch) -> None:
 def nobody_is_woken(patch: pytest.MonkeyPatch) -> None:
     """A message does not make its run due."""
     idle = Hot(
-        lambda _: runs_table.update().where(runs_table.c.pk == bindparam("pk_")).values(paused=runs_table.c.paused),
+        lambda _: (
+            runs_table.update()
+            .where(runs_table.c.pk == bindparam("pk_"))
+            .values(paused=runs_table.c.paused)
+        ),
         "pk_",
-    )  # fmt: skip
+    )
     patch.setattr(inbox, "WAKE", idle)
 
 
