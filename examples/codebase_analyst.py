@@ -1,9 +1,9 @@
-"""A code-base analyst: it reads the real files of a folder and reports on them.
+"""A code-base analyst: it reads the real files of a folder, of no other, and reports on them.
 
     python examples/codebase_analyst.py FOLDER ["Another question?"]
 
-Its tools refuse every path outside of the folder. Without a key a script decides what to read, from
-what the tools really answered. `kill -9` it and run it again: what was read is not read again.
+Without a key a script decides what to read, from what the tools really answered. `kill -9` it and
+run it again: what was read is not read again.
 """
 
 from __future__ import annotations
@@ -32,11 +32,10 @@ def inside(ctx: ActivityContext, path: str = ".") -> Path:
 
 @tool(effect="read", retry=1)
 def list_files(ctx: ActivityContext, pattern: str = "*.py") -> list[str]:
-    """List the files that match a glob, the largest first, 200 at most."""
+    """List the files that match a glob, 200 at most."""
     print(f"-> list_files({pattern})", flush=True)
-    found = [p for p in inside(ctx).rglob(pattern) if p.is_file() and not p.is_symlink()]
-    found.sort(key=lambda path: (-path.stat().st_size, path))
-    return [str(p.relative_to(inside(ctx))) for p in found[:200]]
+    found = sorted(path for path in inside(ctx).rglob(pattern) if path.is_file())
+    return [str(path.relative_to(inside(ctx))) for path in found[:200]]
 
 
 @tool(effect="read", retry=1)
@@ -56,33 +55,30 @@ def grep(ctx: ActivityContext, path: str, pattern: str) -> list[str]:
 
 @script("analyst")
 async def analyst_script(request: ModelRequest) -> str | ToolCall | list[ToolCall]:
-    """List the files, read the three largest, search the first; tell what was found."""
+    """List the files, read three of them, search those; tell what was found."""
     await asyncio.sleep(0.7)  # models think
+    calls = request.messages[-2:][0].tool_calls
     told = [getattr(part, "content", "") for part in request.messages[-1].parts]
-    match len(request.messages):
-        case 1:
-            return call("list_files")
-        case 3:
-            paths = json.loads(told[0])[:3]
-            search = call("grep", path=paths[0], pattern="^(class|def|async def) ")
-            return [search, *(call("read_file", path=path) for path in paths)]
-    paths = [json.loads(c.arguments)["path"] for c in request.messages[-2].tool_calls]
-    sizes = [f"{path}: {len(text.splitlines())} lines" for path, text in zip(paths, told)][1:]
-    return "\n".join(["The largest files:", *sizes, f"In {paths[0]}:", *json.loads(told[0])])
+    if not calls:
+        return call("list_files")
+    if calls[0].name == "list_files":
+        return [call("read_file", path=path) for path in json.loads(told[0])[:3]]
+    paths = [json.loads(c.arguments)["path"] for c in calls]
+    if calls[0].name == "read_file":
+        return [call("grep", path=path, pattern="^(class|def) ") for path in paths]
+    return "\n".join(f"{p}: {'; '.join(json.loads(t))}" for p, t in zip(paths, told, strict=True))
 
 
-TOOLS = [list_files, read_file, grep]
-HOW = "Read what matters in this folder with your tools, then answer. Name the files."
-analyst = Agent("analyst", model=model("analyst"), instructions=HOW, tools=TOOLS)
+analyst = Agent("analyst", model=model("analyst"), tools=[list_files, read_file, grep])
 
 
 @workflow
 async def analyse(folder: str, question: str) -> str:
     """Answer a question about the code in *folder*."""
-    return (await analyst.run(f"{question} (The folder is {Path(folder).name}.)")).output
+    return (await analyst.run(f"{question} Read it with your tools. It is in {folder}.")).output
 
 
 if __name__ == "__main__":
-    where, question = Path(sys.argv[1]).resolve(), " ".join(sys.argv[2:]) or "What is in this code?"
-    run_id = f"{where.name}: {question}"
-    print(agentflow.run_sync(analyse, str(where), question, id=run_id, resources={"folder": where}))
+    where, ask = Path(sys.argv[1]).resolve(), " ".join(sys.argv[2:]) or "What is in this code?"
+    told = {"folder": where}
+    print(agentflow.run_sync(analyse, where.name, ask, id=f"{where.name}: {ask}", resources=told))

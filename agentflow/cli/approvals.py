@@ -116,7 +116,7 @@ def approve(
         if not isinstance(edited, dict):
             msg = "--arguments is no JSON object"
             raise InputError(msg, hint='Give arguments by name: \'{"to": "ann"}\'.')
-    decided = asyncio.run(_decide(where, approval_id, True, reason, edited))
+    decided = asyncio.run(_decide(where, approval_id, reason, edited, approved=True))
     _told(decided, as_json=as_json)
 
 
@@ -129,16 +129,17 @@ def deny(*, approval_id: str, reason: str, where: Where, as_json: bool) -> None:
 
     The code (or the model, for a tool's call) sees the reason.
     """
-    decided = asyncio.run(_decide(where, approval_id, False, reason, None))
+    decided = asyncio.run(_decide(where, approval_id, reason, None, approved=False))
     _told(decided, as_json=as_json)
 
 
 async def _decide(
     where: Where,
     approval_id: str,
-    approved: bool,  # noqa: FBT001 -- the answer
     reason: str,
     arguments: dict[str, Any] | None,
+    *,
+    approved: bool,
 ) -> dict[str, Any]:
     async with session.reading(where) as client:
         decided = await client.decide(

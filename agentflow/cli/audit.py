@@ -24,14 +24,12 @@ from agentflow.protocols import RunFilter, RunRow
 @click.option("--all", "everything", is_flag=True, help="Every run of the project.")
 @limit_option(10_000)
 @where_options
-def verify(
-    *, run_id: str | None, everything: bool, limit: int, where: Where, as_json: bool
-) -> int:
+def verify(*, run_id: str | None, everything: bool, limit: int, where: Where, as_json: bool) -> int:
     """Check the hash chain and every body of a run.
 
-    Tells an altered row, a missing tail and a broken link apart. Without a copy of the heads outside
-    the database this shows tampering by those who cannot rewrite the whole chain. Exit code 1 says
-    that something is wrong.
+    Tells an altered row, a missing tail and a broken link apart. Without a copy of the heads
+    outside the database this shows tampering by those who cannot rewrite the whole chain. Exit
+    code 1 says that something is wrong.
     """
     if (run_id is None) is not everything:
         msg = "name a run, or say --all"

@@ -48,12 +48,12 @@ class OpenCall:
 
 
 def short_key(key: str | None) -> str:
-    """Return the last part of a key: the call without the path of its task.
+    """Return a key for people: without the path of the main task, which most calls have.
 
-    >>> short_key("main.1/search#2")
-    'search#2'
+    >>> short_key("0/search#2"), short_key("0.1/search#2")
+    ('search#2', '0.1/search#2')
     """
-    return (key or "").rpartition("/")[2]
+    return (key or "").removeprefix("0/")
 
 
 @dataclass(slots=True)
@@ -154,7 +154,7 @@ def _refused(_: Chronicle, e: ev.ActivityRefused) -> _Told:
 
 def _cancelled_call(c: Chronicle, e: ev.ActivityCancelled) -> _Told:
     c.calls.pop(e.key or "", None)
-    return "–", f"{short_key(e.key)} cancelled", "yellow"
+    return "-", f"{short_key(e.key)} cancelled", "yellow"
 
 
 def _timer(c: Chronicle, e: ev.TimerStarted) -> _Told:
@@ -229,10 +229,10 @@ _TELLERS: dict[type[ev.Event], _Teller] = {
     ev.ApprovalDecided: _decided,
     ev.RunReopened: _reopened,
     ev.RunContinued: _simple("▸", "continued as new", "cyan"),
-    ev.CancelRequested: _simple("–", "cancel asked", "yellow"),
+    ev.CancelRequested: _simple("-", "cancel asked", "yellow"),
     ev.RunPaused: _simple("‖", "paused", "yellow"),
     ev.RunResumed: _simple("▸", "unpaused", "cyan"),
     ev.RunCompleted: _simple("✓", "completed", "green"),
     ev.RunFailed: _run_failed,
-    ev.RunCancelled: _simple("–", "cancelled", "yellow"),
+    ev.RunCancelled: _simple("-", "cancelled", "yellow"),
 }

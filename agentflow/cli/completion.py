@@ -17,13 +17,13 @@ _VARIABLE = "_AGENTFLOW_COMPLETE"  # what click looks for when the program is ca
 @click.argument("shell", type=click.Choice(SHELLS))
 @json_option
 def completion(*, shell: str, as_json: bool) -> None:
-    r"""Print the shell's completion script.
+    """Print the shell's completion script.
 
     \b
     bash: agentflow completion bash > ~/.local/share/bash-completion/completions/agentflow
     zsh:  agentflow completion zsh > "${fpath[1]}/_agentflow"
     fish: agentflow completion fish > ~/.config/fish/completions/agentflow.fish
-    """
+    """  # noqa: D301 -- click's mark, a backspace
     found = get_completion_class(shell)
     if found is None or as_json:
         msg = "a completion script is no JSON" if as_json else f"{shell} is not known"

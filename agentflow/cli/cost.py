@@ -23,7 +23,6 @@ from agentflow.cli.output import (
     table,
     truncation,
     write_items,
-    write_json,
 )
 from agentflow.ledger.entries import CostLine, usd
 from agentflow.ledger.reports import CostGroup, CostQuery, GroupBy, LedgerRow, dollars, total
@@ -44,7 +43,7 @@ _DAYS = 100_000  # each attempt has one day, so that the sum over days is the wh
 @since_option("Only calls since then")
 @limit_option(100)
 @where_options
-def cost(  # noqa: PLR0913 -- the options of the command
+def cost(
     *,
     run_id: str | None,
     by: GroupBy | None,
@@ -117,7 +116,7 @@ def _cells(group: CostGroup) -> tuple[str | Text, ...]:
 def explain(*, run_id: str, limit: int, where: Where, as_json: bool) -> None:
     """Show how the cost of a run comes about, line by line.
 
-    Each line is quantity × unit price = amount, with the source of the price, its version and its
+    Each line is quantity times unit price = amount, with the source of the price, its version and its
     date; an attempt without a full price says why.
     """
     rows, whole = asyncio.run(_explain(where, run_id))
@@ -174,7 +173,7 @@ def _lines(lines: Sequence[CostLine]) -> None:
     for line in lines:
         price = "unknown" if line.unit_price_usd is None else f"${_exact(line.unit_price_usd)}"
         amount = "unknown" if line.amount_pico_usd is None else _usd(line.amount_pico_usd)
-        text = f"{line.quantity:>{widths[0]},} × {price} = {amount}"
+        text = f"{line.quantity:>{widths[0]},} × {price} = {amount}"  # noqa: RUF001 -- a multiplication
         click.echo(f"    {line.unit:<16}  {text}" + (f"  ({line.note})" if line.note else ""))
 
 
@@ -222,5 +221,3 @@ def _row_json(row: LedgerRow) -> dict[str, Any]:
         "latency_ms": record.latency_ms,
         "raw_usage": record.raw_usage,
     }
-
-

@@ -44,7 +44,9 @@ AGENT = Path(__file__).with_name("demo_agent.py")
 RAN = "tools.log"
 RUN_ID = "demo"
 QUESTION = "Why did checkout fail at 14:02?"
-_WAIT_SECONDS = 30.0  # a slow machine imports an SDK for some seconds; beyond this something is wrong
+_WAIT_SECONDS = (
+    30.0  # a slow machine imports an SDK for some seconds; beyond this something is wrong
+)
 _LOOK_SECONDS = 0.02
 _HANG_SECONDS = 60.0  # the second model call, the first time it is asked: the kill comes before
 
@@ -114,6 +116,8 @@ class Stage:
         self.quiet = quiet
         self._console = console()
         self._lock = threading.Lock()
+        self._quoted = ""
+        self._news = threading.Condition()
 
     def say(self, renderable: Any = "") -> None:
         """Show something."""
@@ -129,6 +133,14 @@ class Stage:
     def quote(self, line: str) -> None:
         """Show a line of a child process."""
         self.say(Text.assemble(("   │ ", "dim"), line.rstrip()))
+        with self._news:
+            self._quoted += line
+            self._news.notify_all()
+
+    def wait_for(self, words: str) -> None:
+        """Wait until a child process has said *words*: it tells a moment after it is recorded."""
+        with self._news:
+            self._news.wait_for(lambda: words in self._quoted, timeout=2.0)
 
 
 def _play(folder: Path, stage: Stage, *, keep: bool) -> None:
@@ -137,7 +149,10 @@ def _play(folder: Path, stage: Stage, *, keep: bool) -> None:
         stage.step(1, "It runs in a process of its own (real openai SDK, server on 127.0.0.1).")
         with agent_process(folder, server, stage) as child:
             wait_until(lambda: child.poll() is not None or counted(server)["count"] > 1)
-            stage.step(2, f"kill -9 {child.pid}: both tools have answered, model call 2 is in flight.")
+            stage.wait_for("search_logs")
+            stage.step(
+                2, f"kill -9 {child.pid}: both tools have answered, model call 2 is in flight."
+            )
             child.kill()
             child.wait()
         killed_ms = now_ms()
@@ -157,7 +172,9 @@ def _play(folder: Path, stage: Stage, *, keep: bool) -> None:
     stage.say()
     stage.say(_sums(facts))
     if keep:
-        stage.say(f"\nLook around: cd {folder}; agentflow show {RUN_ID} --messages --database demo.db")
+        stage.say(
+            f"\nLook around: cd {folder}; agentflow show {RUN_ID} --messages --database demo.db"
+        )
 
 
 def _code() -> Syntax:
@@ -174,7 +191,7 @@ def model_server(folder: Path) -> Iterator[str]:
     script = folder / "script.json"
     script.write_text(json.dumps(SCRIPT), encoding="utf-8")
     command = ["-m", "agentflow.testing.loopback", "--script", str(script), "--with-stdin"]
-    child = subprocess.Popen(
+    child = subprocess.Popen(  # noqa: S603 -- our own module
         [sys.executable, *command],
         stdin=subprocess.PIPE,  # it ends when this process does, however that ends
         stdout=subprocess.PIPE,
@@ -195,7 +212,7 @@ def agent_process(folder: Path, server: str, stage: Stage) -> Iterator[subproces
     target = "agentflow.cli.demo_agent:investigate"
     words = ["run", target, QUESTION, "--id", RUN_ID, "--database", "demo.db"]
     stage.quote(f"$ agentflow run demo_agent.py:investigate {QUESTION!r} --id {RUN_ID}")
-    child = subprocess.Popen(
+    child = subprocess.Popen(  # noqa: S603 -- our own module
         [sys.executable, "-m", "agentflow", *words],
         cwd=folder,
         env=environment_with(
@@ -325,9 +342,7 @@ class Facts:
         }
 
 
-async def _facts(
-    folder: Path, killed_ms: int, requests: dict[str, Any], tools: list[str]
-) -> Facts:
+async def _facts(folder: Path, killed_ms: int, requests: dict[str, Any], tools: list[str]) -> Facts:
     async with session.reading(Where(str(folder / "demo.db"))) as client:
         handle = await client.get(RUN_ID)
         history = await handle.history()
@@ -348,9 +363,7 @@ async def _facts(
     )
 
 
-def _calls(
-    history: tuple[ev.AnyEvent, ...], ledger: list[LedgerRow], killed_ms: int
-) -> list[Call]:
+def _calls(history: tuple[ev.AnyEvent, ...], ledger: list[LedgerRow], killed_ms: int) -> list[Call]:
     asked = [e for e in history if isinstance(e, ev.ActivityScheduled)]
     model_calls = 0
     calls: list[Call] = []
@@ -387,7 +400,7 @@ def _cost_of_call(rows: list[LedgerRow]) -> str:
     amounts = [row.record.priced.amount_pico_usd for row in rows]
     known = [amount for amount in amounts if amount is not None]
     if not amounts:
-        return "–"
+        return "-"
     text = f"${usd(sum(known)):f}" if known else "unknown"
     return text if len(known) == len(amounts) else f"≥ {text}"
 
@@ -404,7 +417,7 @@ def _timeline(facts: Facts) -> Table:
         styles = {"in": "red", "do": "green", "re": "cyan", "ma": "magenta"}
         table.add_row(
             call.what,
-            Text(call.first or "–", styles.get(call.first[:2], "dim")),
+            Text(call.first or "-", styles.get(call.first[:2], "dim")),
             Text(call.second, styles.get(call.second[:2], "dim")),
             call.cost,
         )
@@ -422,7 +435,10 @@ def _sums(facts: Facts) -> Table:
         ("replayed free", f"{facts.replayed} results: 0 requests, $0"),
         ("requests the server saw", f"{shown['requests']}, {cut} of them cut off by the kill"),
         ("tools that really ran", f"{len(facts.tools)}, each once: {', '.join(facts.tools)}"),
-        ("in doubt", f"{facts.in_doubt} call: its first try may be billed, so it is not called free"),
+        (
+            "in doubt",
+            f"{facts.in_doubt} call: its first try may be billed, so it is not called free",
+        ),
         ("paid", cost_line(facts.paid)),
         ("starting over would cost", f"≥ {again}"),
     )
@@ -430,4 +446,3 @@ def _sums(facts: Facts) -> Table:
         table.add_row(Text(name, "bold"), value)
     table.add_row(Text("saved", "bold green"), Text(saved, "bold green"))
     return table
-

@@ -31,7 +31,7 @@ async def read_metrics(service: str) -> dict[str, int]:
     """Read the metrics of a service."""
     note("read_metrics")
     await asyncio.sleep(0.2)
-    return {"connections": 20, "connections_max": 20, "errors_per_minute": 412}
+    return {f"{service}.connections": 20, "connections_max": 20, "errors_per_minute": 412}
 
 
 @tool(effect="once")  # a crash in mid-call would ask a person, not open a second ticket

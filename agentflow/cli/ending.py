@@ -7,8 +7,6 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
-import click
-
 from agentflow.cli.exit_code import ExitCode
 from agentflow.cli.follow import Stop
 from agentflow.cli.option import Where
@@ -73,7 +71,7 @@ async def cost_of(client: Client, run_id: str) -> CostGroup:
     return total(await client.cost(query), run_id)
 
 
-async def report(client: Client, made: Report, *, as_json: bool) -> int:
+async def report(client: Client, made: Report, *, as_json: bool, in_one_line: bool = False) -> int:
     """Write the result to stdout, the rest to stderr; return the exit code.
 
     Raises:
@@ -85,12 +83,12 @@ async def report(client: Client, made: Report, *, as_json: bool) -> int:
         value = result_of(client, row)
         note(_summary(made))
         if as_json:
-            write_run({**shown, "result": value})
+            write_run({**shown, "result": value}, in_one_line=in_one_line)
         else:
             write_json(value)
         return ExitCode.DONE
     if as_json:
-        write_run(shown)
+        write_run(shown, in_one_line=in_one_line)
     if made.stop.why == "interrupted":
         msg = f"interrupted; run {row.id} is kept and {_kept(made)}"
         raise RunInterruptedError(msg, hint=f"Resume: {made.again}", data={"run": row.id})
@@ -115,7 +113,9 @@ def result_of(client: Client, row: RunRow) -> Any:
 
 def _kept(made: Report) -> str:
     count = made.recorded
-    return "nothing is recorded yet" if not count else f"{count} recorded results are not paid again"
+    return (
+        "nothing is recorded yet" if not count else f"{count} recorded results are not paid again"
+    )
 
 
 def _summary(made: Report) -> str:
@@ -180,14 +180,9 @@ def _failed(client: Client, row: RunRow) -> AgentflowError:
     hint = f"`agentflow retry {row.id}` reopens it just before the failure."
     cls = BudgetError if failure.code == BudgetError.code else RunFailedError
     data = to_json(replace(failure, cause=None), Failure, "failure")
+    first = f"{failure.hint.rstrip('.')}." if failure.hint else ""
     return cls(
         f"run {row.id} failed: {line}",
-        hint=" ".join(part for part in (failure.hint, hint) if part),
+        hint=f"{first} {hint}".strip(),
         data={"run": row.id, "failure": data},
     )
-
-
-def echo_lines(text: str) -> None:
-    """Write text to stderr, line by line."""
-    for line in text.splitlines():
-        click.echo(line, err=True)

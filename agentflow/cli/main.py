@@ -94,7 +94,9 @@ class LazyGroup(click.Group):
         width = max(map(len, COMMANDS))
         for title, commands in SECTIONS.items():
             with formatter.section(title):
-                formatter.write_dl([(name.ljust(width), text) for name, (_, text) in commands.items()])
+                formatter.write_dl(
+                    [(name.ljust(width), text) for name, (_, text) in commands.items()]
+                )
 
     def main(  # the base's signature
         self,
@@ -102,7 +104,7 @@ class LazyGroup(click.Group):
         prog_name: str | None = None,
         complete_var: str | None = None,
         standalone_mode: bool = True,  # noqa: FBT001, FBT002
-        windows_expand_args: bool = True,  # noqa: FBT001, FBT002
+        windows_expand_args: bool = True,  # noqa: ARG002, FBT001, FBT002
         **extra: Any,
     ) -> Any:
         """Run a command and end the process with its exit code."""
@@ -152,7 +154,9 @@ def as_known(error: Exception) -> AgentflowError:
         message = error.format_message().rstrip(".")
         return UsageError(message[:1].lower() + message[1:], hint=f"See `{path} --help`.")
     message = f"{type(error).__name__}: {error}"
-    hint = "This is a bug in agentflow: run the command again with --debug and report the traceback."
+    hint = (
+        "This is a bug in agentflow: run the command again with --debug and report the traceback."
+    )
     return AgentflowError(message, hint=hint)
 
 
@@ -186,8 +190,8 @@ def tell(error: AgentflowError, *, as_json: bool) -> None:
 def cli() -> None:
     """Durable AI agents: every paid call is recorded once and never paid again.
 
-    A run is named by its id, by any unique prefix of 6 characters or more, or by @last. The database
-    is AGENTFLOW_DATABASE_URL, or agentflow.db in this directory.
+    A run is named by its id, by any unique prefix of 6 characters or more, or by @last. The
+    database is AGENTFLOW_DATABASE_URL, or agentflow.db in this directory.
     """
 
 

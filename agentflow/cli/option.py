@@ -36,7 +36,7 @@ class Where:
         return [word for name, value in pairs if value for word in (name, value)]
 
 
-class Span(click.ParamType):
+class Span(click.ParamType[timedelta]):
     """A span of time: seconds, or numbers with units: ``90``, ``1h30m``, ``7d``."""
 
     name = "span"
@@ -55,7 +55,7 @@ class Span(click.ParamType):
         return timedelta(seconds=sum(float(n) * _UNIT_SECONDS[u] for n, u in _SPAN.findall(text)))
 
 
-class Since(click.ParamType):
+class Since(click.ParamType[datetime | timedelta]):
     """A moment: a span before now (``7d``), or an ISO date or time (local unless it has a zone)."""
 
     name = "when"
@@ -89,7 +89,10 @@ def json_option(command: Command) -> Command:
         "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
     )(command)
     return click.option(
-        "--json", "as_json", is_flag=True, help="Write JSON to stdout, and errors as JSON to stderr."
+        "--json",
+        "as_json",
+        is_flag=True,
+        help="Write JSON to stdout, and errors as JSON to stderr.",
     )(command)
 
 
@@ -123,9 +126,9 @@ def limit_option(default: int) -> Callable[[Command], Command]:
     )
 
 
-def since_option(help: str) -> Callable[[Command], Command]:
+def since_option(what: str) -> Callable[[Command], Command]:
     """Add ``--since``."""
-    return click.option("--since", type=Since(), metavar="WHEN", help=f"{help} (7d, 2026-07-01).")
+    return click.option("--since", type=Since(), metavar="WHEN", help=f"{what} (7d, 2026-07-01).")
 
 
 def reason_option(command: Command) -> Command:

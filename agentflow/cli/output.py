@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,12 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from agentflow.clock import SystemClock, from_ms
-from agentflow.ledger.reports import CostGroup, coverage, dollars
 from agentflow.ledger.entries import usd
+from agentflow.ledger.reports import CostGroup, coverage, dollars
 from agentflow.protocols import ENDED, RunRow
 
 _PIPE_COLUMNS = 4_000  # nothing is cut off where a program, or a file, reads the table
 _LINE_CHARACTERS = 200
+_SECOND_MS, _MINUTE_MS = 1_000, 60_000
 
 STYLES = {
     "completed": "green",
@@ -53,9 +54,9 @@ def note(text: str) -> None:
     click.echo(text, err=True)
 
 
-def write_json(value: Any) -> None:
+def write_json(value: Any, *, in_one_line: bool = False) -> None:
     """Write JSON to stdout."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(json.dumps(value, indent=None if in_one_line else 2, ensure_ascii=False))
 
 
 def write_items(items: Sequence[Any], *, truncated: bool = False, **more: Any) -> None:
@@ -63,20 +64,25 @@ def write_items(items: Sequence[Any], *, truncated: bool = False, **more: Any) -
     write_json({"as_of": iso(now_ms()), **more, "items": list(items), "truncated": truncated})
 
 
-def write_run(run: dict[str, Any], *, truncated: bool = False) -> None:
+def write_run(
+    run: Mapping[str, Any], *, truncated: bool = False, in_one_line: bool = False
+) -> None:
     """Write the envelope of one run."""
-    write_json({"as_of": iso(now_ms()), "run": run, "truncated": truncated})
+    shown = {"as_of": iso(now_ms()), "run": run, "truncated": truncated}
+    write_json(shown, in_one_line=in_one_line)
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right: str = "") -> None:
     """Write a table to stdout.
 
     Args:
-        titles: Heads of the columns.
+        titles: Heads of the columns; where all are empty there is no head.
         rows: Cells.
         right: Titles of columns that are aligned right, separated by spaces.
     """
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    made = Table(
+        box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=any(titles)
+    )
     for title in titles:
         made.add_column(
             title, justify="right" if title in right.split() else "left", overflow="fold"
@@ -122,9 +128,9 @@ def span(ms: int) -> str:
     >>> span(12), span(1_500), span(65_000), span(3_600_000 * 30)
     ('12 ms', '1.5 s', '1 min 5 s', '1 d 6 h')
     """
-    if ms < 1_000:
+    if ms < _SECOND_MS:
         return f"{ms} ms"
-    if ms < 60_000:
+    if ms < _MINUTE_MS:
         tenths = ms // 100
         return f"{tenths // 10}.{tenths % 10} s"
     seconds = ms // 1_000
@@ -151,7 +157,7 @@ def ago(ms: int, now: int) -> str:
 def when(ms: int | None, now: int) -> str:
     """Return a time as people read it: local, and relative to now."""
     if ms is None:
-        return "–"
+        return "-"
     local = datetime.fromtimestamp(ms / 1000, tz=UTC).astimezone()
     return f"{local:%Y-%m-%d %H:%M:%S} ({ago(ms, now)})"
 

@@ -55,7 +55,7 @@ class Verdict:
 @app_option
 @limit_option(10_000)
 @where_options
-def replay(  # noqa: PLR0913 -- the options of the command
+def replay(
     *,
     words: tuple[str, ...],
     everything: bool,
@@ -75,7 +75,7 @@ def replay(  # noqa: PLR0913 -- the options of the command
     Examples:
       agentflow replay @last examples/research.py
       agentflow replay --since 7d my.module
-    """
+    """  # noqa: D301 -- click's mark, a backspace
     run_id, modules = None, words
     if not everything and since is None:
         if not words:

@@ -108,7 +108,7 @@ def run(  # noqa: PLR0913 -- the options of the command
     Examples:
       agentflow run examples/research.py:research "durable execution" --id research-1
       agentflow run my.module:report --input '{"topic": "crashes", "pages": 3}'
-    """
+    """  # noqa: D301 -- click's mark, a backspace
     wanted = load_target(target)
     arguments = arguments_of(wanted.workflow, words, given)
     start = Start(wanted, arguments, run_id, tags)
@@ -160,7 +160,7 @@ async def _run(where: Where, start: Start, how: Following) -> int:
 @app_option
 @following_options
 @where_options
-def resume(  # noqa: PLR0913 -- the options of the command
+def resume(
     *,
     run_id: str,
     modules: tuple[str, ...],

@@ -31,11 +31,11 @@ from agentflow.cli.output import (
 )
 from agentflow.cli.steps import Step, steps_of
 from agentflow.client import Client
+from agentflow.codec import Payload
 from agentflow.errors import AgentflowError
 from agentflow.history.events import AnyEvent, data_of
 from agentflow.history.failure import Failure
 from agentflow.ledger.reports import CostGroup, CostQuery, dollars
-from agentflow.codec import Payload
 from agentflow.protocols import RunRow
 
 _STEPS = 100_000
@@ -60,7 +60,7 @@ class Wanted:
 @click.option("--cost", is_flag=True, help="The cost by step, and what the total covers.")
 @limit_option(500)
 @where_options
-def show(  # noqa: PLR0913 -- the options of the command
+def show(
     *,
     run_id: str,
     events: bool,
@@ -75,34 +75,38 @@ def show(  # noqa: PLR0913 -- the options of the command
     wanted = Wanted(events=events, messages=messages, steps=steps, cost=cost, limit=limit)
     shown, truncated = asyncio.run(_show(where, run_id, wanted))
     if as_json:
-        write_run(shown, truncated=truncated)
+        write_run(without_private(shown), truncated=truncated)
         return
     _write(shown)
     if truncated:
         truncation(limit, "events, steps or messages")
 
 
+def without_private(value: Any) -> Any:
+    """Return JSON values without what only the table needs: names with an underscore first."""
+    if isinstance(value, dict):
+        return {k: without_private(v) for k, v in value.items() if not str(k).startswith("_")}
+    return [without_private(item) for item in value] if isinstance(value, list) else value
+
+
 async def _show(where: Where, run_id: str, wanted: Wanted) -> tuple[dict[str, Any], bool]:
     async with session.reading(where) as client:
         handle = await client.get(run_id)
         row = await handle.info()
+        cost = await cost_of(client, row.id)
         shown: dict[str, Any] = {
             **run_json(row),
-            "created_at_ms": row.created_at_ms,
-            "ended_at_ms": row.ended_at_ms,
-            "wakes_at_ms": row.wake_at_ms,
+            "_row": row,
             "input": _value(client, row.input),
             **_outcome(client, row),
-            "cost": cost_json(await cost_of(client, row.id)),
-            "cost_line": cost_line(await cost_of(client, row.id)),
+            "cost": cost_json(cost),
+            "_cost": cost_line(cost),
         }
         truncated = await _add_parts(client, row, wanted, shown)
         return shown, truncated
 
 
-async def _add_parts(
-    client: Client, row: RunRow, wanted: Wanted, shown: dict[str, Any]
-) -> bool:
+async def _add_parts(client: Client, row: RunRow, wanted: Wanted, shown: dict[str, Any]) -> bool:
     """Add the parts that are wanted to *shown*; return whether one of them has more."""
     limit, more = wanted.limit, []
     if not (wanted.events or wanted.messages or wanted.steps or wanted.cost):
@@ -164,7 +168,7 @@ def _event_json(client: Client, event: AnyEvent) -> dict[str, Any]:
     return {
         "seq": event.seq,
         "time": iso(event.time_ms),
-        "time_ms": event.time_ms,
+        "_time_ms": event.time_ms,
         "kind": type(event).__name__,
         "key": event.key,
         "actor": event.actor,
@@ -195,17 +199,18 @@ def _step_json(step: Step, cost: CostGroup | None) -> dict[str, Any]:
 
 def _write(shown: dict[str, Any]) -> None:
     now = now_ms()
-    ended = shown["ended_at_ms"]
-    took = span(max(0, (ended if ended is not None else now) - shown["created_at_ms"]))
+    row: RunRow = shown["_row"]
+    ended = row.ended_at_ms
+    took = span(max(0, (ended if ended is not None else now) - row.created_at_ms))
     facts = [
         ("run", shown["id"]),
         ("workflow", shown["workflow"]),
         ("status", status_text(shown["status"])),
         ("waits for", shown["wait"]),
         ("error", one_line(shown["error"] or "", 300)),
-        ("started", when(shown["created_at_ms"], now)),
+        ("started", when(row.created_at_ms, now)),
         ("ended", when(ended, now) if ended is not None else ""),
-        ("wakes", when(shown["wakes_at_ms"], now) if shown["wakes_at"] else ""),
+        ("wakes", when(row.wake_at_ms, now) if shown["wakes_at"] else ""),
         ("took", took),
         ("events", str(shown["events"])),
         ("tags", ", ".join(shown["tags"])),
@@ -214,7 +219,7 @@ def _write(shown: dict[str, Any]) -> None:
         ("input", _short(shown["input"])),
         ("result", _short(shown["result"]) if "result" in shown else ""),
         ("failure", _failure(shown.get("failure"))),
-        ("cost", shown["cost_line"]),
+        ("cost", shown["_cost"]),
     ]
     table(("", ""), ((name, value) for name, value in facts if value))
     for part, writer in (
@@ -240,7 +245,7 @@ def _write_events(history: list[dict[str, Any]]) -> None:
     def cells(event: dict[str, Any]) -> tuple[str, ...]:
         data = ", ".join(f"{k}={v}" for k, v in event["data"].items() if v not in (None, "", {}))
         payload = "" if event["payload"] is None else _short(event["payload"])
-        time = when(event["time_ms"], event["time_ms"]).partition(" (")[0]
+        time = when(event["_time_ms"], event["_time_ms"]).partition(" (")[0]
         return (
             str(event["seq"]), time, event["kind"], event["key"] or "", event["actor"] or "",
             one_line(" ".join(part for part in (data, payload) if part), 120),
@@ -294,4 +299,8 @@ def _write_costs(groups: list[CostGroup]) -> None:
         tokens = (f"{group.input_tokens:,}", f"{group.output_tokens:,}")
         return (group.group, dollars(group), str(group.attempts), *tokens)
 
-    table(("STEP", "USD", "CALLS", "INPUT", "OUTPUT"), map(cells, groups), right="USD CALLS INPUT OUTPUT")
+    table(
+        ("STEP", "USD", "CALLS", "INPUT", "OUTPUT"),
+        map(cells, groups),
+        right="USD CALLS INPUT OUTPUT",
+    )

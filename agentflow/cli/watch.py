@@ -21,6 +21,7 @@ from agentflow.cli.run import again
 from agentflow.cli.standing import standing_of
 from agentflow.cli.view import JsonView, View, view_of
 from agentflow.client import Client, Run
+from agentflow.errors import RunInterruptedError
 from agentflow.history.events import AnyEvent
 
 _LOOK_SECONDS = 0.2
@@ -40,7 +41,11 @@ def watch(
     code is the run's. With --json one event is written a line, and the run at the end. Ctrl-C ends
     the watching only.
     """
-    return asyncio.run(_watch(where, run_id, timeout, wait=not no_wait, as_json=as_json))
+    try:
+        return asyncio.run(_watch(where, run_id, timeout, wait=not no_wait, as_json=as_json))
+    except KeyboardInterrupt:
+        msg = "no longer watching; the run goes on"
+        raise RunInterruptedError(msg, hint="Watch again with the same command.") from None
 
 
 async def _watch(
@@ -65,7 +70,7 @@ async def _watch(
             stop=stop, row=row, cost=await cost_of(client, row.id), recorded=chronicle.recorded,
             replayed=0, again=again(row.id, (), where), where=where,
         )  # fmt: skip
-        return await report(client, made, as_json=as_json)
+        return await report(client, made, as_json=as_json, in_one_line=True)
 
 
 def _writer(view: JsonView) -> Callable[[AnyEvent], None]:
@@ -86,7 +91,7 @@ def _writer(view: JsonView) -> Callable[[AnyEvent], None]:
     return write
 
 
-async def _until(  # noqa: PLR0913 -- what following takes
+async def _until(
     client: Client,
     handle: Run[Any],
     chronicle: Chronicle,

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 
+from agentflow.codec import text_encoder
+
 GENESIS = bytes(32)
-_dumps = json.JSONEncoder(separators=(",", ":")).encode
+_dumps = text_encoder(json.JSONEncoder(separators=(",", ":")))
 
 
 def event_hash(  # noqa: PLR0913 -- the columns of one row

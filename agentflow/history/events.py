@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from pydantic_core import from_json
 
-from agentflow.codec import Payload
+from agentflow.codec import Payload, text_encoder
 from agentflow.errors import UnknownEventError
 
 FORMAT_VERSION = 1
@@ -298,7 +298,7 @@ _OWN: dict[type[Event], tuple[str, ...]] = {
     c: tuple(f.name for f in fields(c) if f.name not in _ENVELOPE) for c in KINDS.values()
 }
 _set = object.__setattr__
-_dumps = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
+_dumps = text_encoder(json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False))
 
 
 def stamp(draft: AnyEvent, *, seq: int, time_ms: int) -> AnyEvent:

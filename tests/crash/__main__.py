@@ -1,0 +1,81 @@
+"""``python -m tests.crash N=300``: every hit, recovery too, then N kills at random times.
+
+With N=10000 or more (the full run) recovery is killed at each of its hits; with fewer, at a
+sample. Exit code 1 if anything was lost, repeated or not flagged; only a run without any writes
+the table.
+"""
+
+from __future__ import annotations
+
+import platform
+import sqlite3
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from tests.crash import table
+from tests.crash.driver import Result, Trial, clean_trials, laboratory
+from tests.crash.plan import all_kills, random_kills, recovery_kills
+
+FULL_RUN = 10_000
+SAMPLED = 4  # second kills for each first one, where not all are tried
+SEED = 20_261_123
+CHUNK = 200
+
+Run = Callable[[Iterable[Trial]], list[Result]]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run all trials; return the exit code."""
+    wanted = dict(a.split("=", 1) for a in arguments)
+    count = int(wanted.get("N", "300"))
+    seed = int(wanted.get("SEED", str(SEED)))
+    began = time.monotonic()
+    with laboratory() as run:
+        clean = _told(run, "without a kill", clean_trials())
+        once = _told(run, "every hit of every point", all_kills(clean))
+        per_result = None if count >= FULL_RUN else SAMPLED
+        twice = _told(run, "again during recovery", recovery_kills(once, per_result, seed))
+        by_chance = _random(run, count, seed)
+    results = [*clean, *once, *twice, *by_chance]
+    print(table.table(results))
+    if any(result.problems for result in results):
+        return 1
+    minutes = (time.monotonic() - began) / 60
+    facts = (
+        f"{len(results):,} trials, {sum(r.killed for r in results):,} kills "
+        f"({sum(r.killed for r in by_chance):,} at random times, seed {seed}), "
+        f"{minutes:.0f} minutes; Python {platform.python_version()}, "
+        f"SQLite {sqlite3.sqlite_version}; one trial in 8 with `synchronous=FULL`."
+    )
+    table.write(results, facts)
+    return 0
+
+
+def _random(run: Run, count: int, seed: int) -> list[Result]:
+    """Kill at random times until *count* processes were killed."""
+    results: list[Result] = []
+    killed = 0
+    while killed < count:
+        missing = count - killed
+        trials = random_kills(min(CHUNK, max(13, missing // 2)), seed + len(results))
+        found = _told(run, f"at random times, {missing:,} kills to go", trials)
+        results += found
+        killed += sum(r.killed for r in found)
+    return results
+
+
+def _told(run: Run, what: str, trials: Sequence[Trial]) -> list[Result]:
+    """Run trials in chunks and print how it goes."""
+    results: list[Result] = []
+    for at in range(0, len(trials), CHUNK):
+        results += run(trials[at : at + CHUNK])
+        bad = [r for r in results if r.problems]
+        print(f"{what}: {len(results):,} of {len(trials):,}, {len(bad)} wrong", flush=True)
+        for result in bad[:20] if len(results) == len(trials) else ():
+            print(f"  {result.trial}: {'; '.join(result.problems)}", flush=True)
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

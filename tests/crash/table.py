@@ -1,0 +1,91 @@
+"""The table of results: docs/crash-table.md, and its place in the README."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.crash.driver import Result
+
+ROOT = Path(__file__).parents[2]
+BEGIN, END = "<!-- crash-table -->", "<!-- /crash-table -->"
+TITLES = {
+    "linear": "calls in sequence, two timers",
+    "gather": "gather of 5 branches × 2 calls",
+    "swap": "gather of 2 branches × 2 calls: answers never swap",
+    "task_group": "TaskGroup with a failing tool",
+    "race": "race, timeout",
+    "approval": "approval, signal",
+    "children": "child runs",
+    "continue_as_new": "continue-as-new",
+    "streaming": "streamed agent with tools",
+    "saga": "saga with compensation, `once` + reconcile",
+    "cancel": "cancel with clean-up",
+    "retry": "retry, back-off",
+    "huge": "payloads of 300 KB",
+}
+
+
+def is_repeat(problem: str) -> bool:
+    """Return whether *problem* is a call that was repeated although it should not be."""
+    return " acted " in problem and "without an intent" not in problem
+
+
+def is_unflagged(problem: str) -> bool:
+    """Return whether *problem* is a doubtful call that nobody is told of."""
+    return "not flagged" in problem
+
+
+def row(name: str, results: Sequence[Result]) -> str:
+    """Return one workload's line."""
+    found = [p for r in results for p in r.problems]
+    repeated, unflagged = sum(map(is_repeat, found)), sum(map(is_unflagged, found))
+    wrong = sum(bool(r.problems) for r in results)
+    cells = [
+        TITLES.get(name, name),
+        len({kill.point for r in results for kill in r.trial.kills}),
+        len(results),
+        sum(r.killed for r in results),
+        sum(r.calls for r in results),
+        sum(r.doubts for r in results),
+        wrong,
+        repeated,
+        unflagged,
+    ]
+    return f"| {' | '.join(f'{c:,}' if isinstance(c, int) else c for c in cells)} |"
+
+
+HEAD = (
+    "| workload | points | trials | kills | calls | flagged in doubt "
+    "| lost or wrong | recorded calls repeated | doubts unflagged |\n"
+    "|---|--:|--:|--:|--:|--:|--:|--:|--:|"
+)
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return the table as Markdown, a line per workload and a total."""
+    by_name: dict[str, list[Result]] = {}
+    for result in results:
+        by_name.setdefault(result.trial.workload, []).append(result)
+    lines = [row(name, found) for name, found in by_name.items()]
+    return "\n".join([HEAD, *lines, row("**all**", list(results))])
+
+
+def write(results: Sequence[Result], facts: str) -> None:
+    """Write the page, and the README's snippet where it has a place for it."""
+    text = table(results)
+    page = ROOT / "docs" / "crash-table.md"
+    page.parent.mkdir(exist_ok=True)
+    page.write_text(
+        "# The crash table\n\n"
+        "Written by `make crash`. A real process works on each workload and is killed with "
+        "SIGKILL: at each hit of each named point, again while it recovers, and at random times; "
+        "then it is started again until the run has ended. Effects are counted by another process "
+        "that is never killed, and `agentflow.testing.verify` reads the whole store.\n\n"
+        f"{text}\n\n{facts}\n"
+    )
+    readme = ROOT / "README.md"
+    if readme.exists() and BEGIN in (before := readme.read_text()):
+        head, _, rest = before.partition(BEGIN)
+        _, _, tail = rest.partition(END)
+        readme.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
