@@ -68,6 +68,7 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
     registry: Registry = REGISTRY,
     worker: WorkerOptions | None = None,
     actor: str | None = None,
+    store: Store | None = None,
 ) -> AsyncIterator[Flow]:
     """Open a database with a worker in this process, and close both at the end of the block.
 
@@ -83,6 +84,7 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
         registry: Workflows and activities; those of the process by default.
         worker: How the worker behaves.
         actor: Who is named in histories for what this client does.
+        store: A store of one's own instead of the database of *url*; opened and closed here.
 
     Yields:
         The flow: start, get and steer runs.
@@ -97,7 +99,7 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
     models = Models(_provider_loader(providers, scripts), prices or _price_book())
     options = worker or WorkerOptions(quarantine_after=settings.quarantine_after)
     options = _with_resources(options, resources or {}, models)
-    seams = _seams(settings, clock, watch, registry, actor)
+    seams = _seams(settings, clock, watch, registry, actor, store)
     store = seams.store
     await store.open()
     try:
@@ -189,13 +191,18 @@ def run_sync(
     return asyncio.run(main())
 
 
-def _seams(
-    settings: Settings, clock: Clock, watch: Watch, registry: Registry, actor: str | None
+def _seams(  # noqa: PLR0913 -- what a client is made of
+    settings: Settings,
+    clock: Clock,
+    watch: Watch,
+    registry: Registry,
+    actor: str | None,
+    store: Store | None = None,
 ) -> Seams:
     codec = Codec(_cipher(settings), secrets=settings.secrets, max_bytes=settings.max_payload_bytes)
     return Seams(
-        store=_store(settings, clock), codec=codec, clock=clock, random_of=_random_of, watch=watch,
-        registry=registry, project=settings.project, actor=actor,
+        store=store or _store(settings, clock), codec=codec, clock=clock, random_of=_random_of,
+        watch=watch, registry=registry, project=settings.project, actor=actor,
     )  # fmt: skip
 
 

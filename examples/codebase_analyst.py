@@ -2,8 +2,7 @@
 
     python examples/codebase_analyst.py FOLDER ["Another question?"]
 
-Without a key a script decides what to read, from what the tools really answered. `kill -9` it and
-run it again: what was read is not read again.
+Without a key a script decides. `kill -9` it and run it again: what was read is not read again.
 """
 
 from __future__ import annotations
@@ -16,26 +15,24 @@ from pathlib import Path
 
 from _model import model
 
-import agentflow
-from agentflow import ActivityContext, Agent, NonRetryableError, tool, workflow
+from agentflow import ActivityContext, Agent, NonRetryableError, run_sync, tool, workflow
 from agentflow.llm.request import ModelRequest
 from agentflow.providers.scripted import ToolCall, call, script
 
 
 def inside(ctx: ActivityContext, path: str = ".") -> Path:
     """Return a path of the folder; what leads out of it is refused, links too."""
-    found: Path = (ctx.resources["folder"] / path).resolve()
-    if not found.is_relative_to(ctx.resources["folder"]):
-        raise NonRetryableError(f"{path} is outside of the folder")
-    return found
+    root: Path = ctx.resources["folder"]
+    if (found := (root / path).resolve()).is_relative_to(root):
+        return found
+    raise NonRetryableError(f"{path} is outside of the folder")
 
 
 @tool(effect="read", retry=1)
 def list_files(ctx: ActivityContext, pattern: str = "*.py") -> list[str]:
     """List the files that match a glob, 200 at most."""
     print(f"-> list_files({pattern})", flush=True)
-    found = sorted(path for path in inside(ctx).rglob(pattern) if path.is_file())
-    return [str(path.relative_to(inside(ctx))) for path in found[:200]]
+    return [str(p.relative_to(inside(ctx))) for p in sorted(inside(ctx).rglob(pattern))][:200]
 
 
 @tool(effect="read", retry=1)
@@ -47,22 +44,22 @@ def read_file(ctx: ActivityContext, path: str) -> str:
 
 @tool(effect="read", retry=1)
 def grep(ctx: ActivityContext, path: str, pattern: str) -> list[str]:
-    """Find the lines of a file that match a regular expression, as `LINE: TEXT`, 50 at most."""
+    """Find the lines of a file that match a regular expression, 50 at most."""
     print(f"-> grep({path}, {pattern})", flush=True)
-    lines = enumerate(inside(ctx, path).read_text(errors="replace").splitlines(), 1)
-    return [f"{number}: {text.strip()}" for number, text in lines if re.search(pattern, text)][:50]
+    text = inside(ctx, path).read_text(errors="replace")
+    return [line for line in text.splitlines() if re.search(pattern, line)][:50]
 
 
 @script("analyst")
 async def analyst_script(request: ModelRequest) -> str | ToolCall | list[ToolCall]:
     """List the files, read three of them, search those; tell what was found."""
     await asyncio.sleep(0.7)  # models think
-    calls = request.messages[-2:][0].tool_calls
-    told = [getattr(part, "content", "") for part in request.messages[-1].parts]
-    if not calls:
+    if len(request.messages) == 1:
         return call("list_files")
+    calls = request.messages[-2].tool_calls
+    told = [getattr(part, "content", "") for part in request.messages[-1].parts]
     if calls[0].name == "list_files":
-        return [call("read_file", path=path) for path in json.loads(told[0])[:3]]
+        return [call("read_file", path=p) for p in json.loads(told[0])[:3]] or "No Python here."
     paths = [json.loads(c.arguments)["path"] for c in calls]
     if calls[0].name == "read_file":
         return [call("grep", path=path, pattern="^(class|def) ") for path in paths]
@@ -73,12 +70,11 @@ analyst = Agent("analyst", model=model("analyst"), tools=[list_files, read_file,
 
 
 @workflow
-async def analyse(folder: str, question: str) -> str:
+async def analyse(folder: str, question: str = "What is in this code?") -> str:
     """Answer a question about the code in *folder*."""
     return (await analyst.run(f"{question} Read it with your tools. It is in {folder}.")).output
 
 
 if __name__ == "__main__":
-    where, ask = Path(sys.argv[1]).resolve(), " ".join(sys.argv[2:]) or "What is in this code?"
-    told = {"folder": where}
-    print(agentflow.run_sync(analyse, where.name, ask, id=f"{where.name}: {ask}", resources=told))
+    where = {"folder": Path(sys.argv[1]).resolve()}
+    print(run_sync(analyse, *sys.argv[1:], id=" ".join(sys.argv[1:]), resources=where))

@@ -71,7 +71,7 @@ async def main(lines: Sequence[str]) -> None:
         for number, line in enumerate(lines, 1) if lines is SHEEP else enumerate(lines, done + 1):
             if number > done:
                 await run.signal("say", line, id=f"message-{number}")
-                row = await run.until(lambda row, n=number: row.attributes.get("turns", 0) >= n)
+                row = await run.until(lambda row: row.attributes.get("turns") == number)  # noqa: B023
                 print(f"{number:3} you: {line}\n    bot: {row.attributes['answer']}", flush=True)
 
 

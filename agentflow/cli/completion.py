@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 from click.shell_completion import get_completion_class
 
@@ -25,8 +27,9 @@ def completion(*, shell: str, as_json: bool) -> None:
     fish: agentflow completion fish > ~/.config/fish/completions/agentflow.fish
     """  # noqa: D301 -- click's mark, a backspace
     found = get_completion_class(shell)
-    if found is None or as_json:
-        msg = "a completion script is no JSON" if as_json else f"{shell} is not known"
+    if found is None:
+        msg = f"{shell} is not known"
         raise UsageError(msg)
     made = found(cli, {}, "agentflow", _VARIABLE)
-    click.echo(made.source_template % made.source_vars())
+    script = made.source_template % made.source_vars()
+    click.echo(json.dumps({"shell": shell, "script": script}) if as_json else script)

@@ -116,8 +116,8 @@ def _cells(group: CostGroup) -> tuple[str | Text, ...]:
 def explain(*, run_id: str, limit: int, where: Where, as_json: bool) -> None:
     """Show how the cost of a run comes about, line by line.
 
-    Each line is quantity times unit price = amount, with the source of the price, its version and its
-    date; an attempt without a full price says why.
+    Each line is quantity times unit price = amount, with the source of the price, its version and
+    its date; an attempt without a full price says why.
     """
     rows, whole = asyncio.run(_explain(where, run_id))
     shown, truncated = rows[:limit], len(rows) > limit

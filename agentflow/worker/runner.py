@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from agentflow import ids
+from agentflow.activities.doubt import doubt_record
 from agentflow.clock import Clock, from_ms
 from agentflow.codec import Codec
 from agentflow.engine.calls import Call
@@ -44,6 +45,7 @@ from agentflow.protocols import (
     Append,
     Appended,
     InboxRow,
+    LedgerWrite,
     Message,
     NewRun,
     RunRow,
@@ -420,11 +422,27 @@ class Runner:
             attributes=batch.attributes,
             children=[self._child(child) for child in batch.children],
             inbox_done=batch.inbox_done,
-            ledger=batch.ledger,
+            ledger=[*batch.ledger, *self._doubtful(machine, batch)],
             progress=batch.progress,
         )
         self._appending = True
         self._spawn(self._commit(machine, batch, append, reload=reload))
+
+    def _doubtful(self, machine: Machine, batch: Batch) -> list[LedgerWrite]:
+        """Return ledger entries of attempts that this batch says are in doubt."""
+        found = []
+        for fact in batch.facts:
+            if not isinstance(fact, ev.ActivityInDoubt) or fact.key is None:
+                continue
+            asked = machine.calls[fact.key].activity_call
+            record = doubt_record(asked) if asked is not None else None
+            if record is not None:
+                found.append(
+                    LedgerWrite(
+                        key=fact.key, attempt=fact.attempt, at_ms=fact.time_ms, record=record
+                    )
+                )
+        return found
 
     def _error_text(self, machine: Machine, status: RunStatus) -> str:
         if status in PARKED and machine.parking is not None:

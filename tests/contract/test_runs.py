@@ -25,7 +25,11 @@ from agentflow.errors import (
     UsageError,
 )
 from agentflow.history import events as ev
-from agentflow.protocols import RunRow
+from agentflow.llm.messages import assistant
+from agentflow.llm.request import ModelRequest
+from agentflow.llm.response import ModelResponse
+from agentflow.llm.usage import Usage
+from agentflow.protocols import ProviderCall, RunRow
 
 CALLS: list[str] = []
 
@@ -596,3 +600,45 @@ async def test_reconcile_asks_the_outside_world(url: str) -> None:
     async with opened(url) as flow:
         assert await (await flow.get("c")).result() == 500
     assert CALLS == ["charge 5"]
+
+
+async def test_a_model_call_in_doubt_is_in_the_ledger_as_unknown(url: str) -> None:
+    """A paid request that died with its process may have been billed: the books say so."""
+    hang = asyncio.Event()
+    sent: list[str] = []
+
+    class Slow:
+        """A provider whose first answer never comes."""
+
+        name = "slow"
+
+        async def complete(self, request: ModelRequest, call: ProviderCall) -> ModelResponse:
+            sent.append(request.model)
+            if len(sent) == 1:
+                await hang.wait()
+            return ModelResponse(
+                message=assistant("hi"), finish="stop", model=request.model, usage=Usage()
+            )
+
+        async def close(self) -> None:
+            """Close nothing."""
+
+    agent = agentflow.Agent("doubter", model="slow:one")
+
+    @workflow(name="doubtful_model")
+    async def doubtful_model() -> str:
+        return (await agent.run("hello")).output
+
+    async with asyncio.timeout(20), agentflow.open(url, providers=[Slow()]) as flow:
+        run = await flow.start(doubtful_model, id="d")
+        await until(run, lambda _: bool(sent))
+        await die_in(flow)
+    async with asyncio.timeout(20), agentflow.open(url, providers=[Slow()]) as flow:
+        again = await flow.get("d")
+        assert await again.result() == "hi"
+        rows = await flow.store.ledger("default", "d")
+        cost = await again.cost()
+
+    assert [(r.attempt, r.record.status) for r in rows] == [(1, "in_doubt"), (2, "ok")]
+    assert rows[0].record.priced.amount_pico_usd is None
+    assert "1 with unknown usage" in str(cost)

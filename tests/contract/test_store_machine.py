@@ -55,7 +55,8 @@ workers = st.sampled_from(WORKERS)
 run_ids = st.sampled_from(RUNS)
 NUMBERS = st.integers(0, 3)
 SHAPES = ("step", "outcome", "ask", "guarded", "other call", "record", "park", "end", "continue")
-TROUBLES = ("", "", "", "busy once", "busy", "full", "lost reply")
+USES = ("guarded", "other call", "continue")
+TROUBLES = ("", "", "busy once", "busy", "full", "lost reply", "lost reply")
 
 
 def sqlite_error(text: str, code: int) -> sqlite3.OperationalError:
