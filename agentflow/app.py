@@ -17,6 +17,8 @@ from agentflow.clock import Clock, SystemClock
 from agentflow.codec import Cipher, Codec
 from agentflow.engine.definitions import REGISTRY, Registry, Workflow
 from agentflow.errors import SettingsError, UnknownModelError
+from agentflow.ledger.overlay_file import read_overlay
+from agentflow.ledger.prices import GenaiPriceBook
 from agentflow.protocols import PriceBook, Provider, Store
 from agentflow.settings import Settings, read_settings
 from agentflow.worker.worker import Worker, WorkerOptions
@@ -44,6 +46,11 @@ class Flow(Client):
     def is_owner(self) -> bool:
         """Whether this process does the work; a stand-by waits until the owner ends."""
         return self._worker.is_owner
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is in flight in this process's worker."""
+        return self._worker.is_quiet
 
     async def stop(self) -> None:
         """Stop the worker at the next safe point."""
@@ -96,7 +103,7 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
     settings = read_settings().with_flags(database_url=url, project=project, durability=durability)
     clock = clock or SystemClock()
     watch = Watch()
-    models = Models(_provider_loader(providers, scripts), prices or _price_book())
+    models = Models(_provider_loader(providers, scripts), prices or price_book(settings))
     options = worker or WorkerOptions(quarantine_after=settings.quarantine_after)
     options = _with_resources(options, resources or {}, models)
     seams = _seams(settings, clock, watch, registry, actor, store)
@@ -226,10 +233,13 @@ def _cipher(settings: Settings) -> Cipher | None:
     return made
 
 
-def _price_book() -> PriceBook:
-    module = importlib.import_module("agentflow.ledger.prices")
-    made: PriceBook = module.GenaiPriceBook()
-    return made
+def price_book(settings: Settings) -> GenaiPriceBook:
+    """Return the public prices under the negotiated ones that *settings* name.
+
+    Raises:
+        SettingsError: the file of negotiated prices cannot be read, or is wrong.
+    """
+    return GenaiPriceBook([read_overlay(Path(settings.prices))] if settings.prices else [])
 
 
 def _provider_loader(

@@ -7,6 +7,8 @@ import time
 from datetime import UTC, datetime
 from typing import Protocol
 
+_LOOK_SECONDS = 60.0  # asyncio's own clock stands still while a laptop is shut
+
 
 class Clock(Protocol):
     """What the worker needs to know about time; tests pass a manual one."""
@@ -28,8 +30,12 @@ class SystemClock:
         return time.time_ns() // 1_000_000
 
     async def sleep(self, seconds: float) -> None:
-        """Wait *seconds* of real time."""
-        await asyncio.sleep(seconds)
+        """Wait *seconds* of wall-clock time, also where the machine sleeps in between."""
+        until_ms = self.now_ms() + int(seconds * 1000)
+        while seconds > _LOOK_SECONDS:
+            await asyncio.sleep(_LOOK_SECONDS)
+            seconds = (until_ms - self.now_ms()) / 1000
+        await asyncio.sleep(max(0.0, seconds))
 
 
 def from_ms(ms: int) -> datetime:

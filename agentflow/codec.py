@@ -143,21 +143,46 @@ class Cipher(Protocol):
         ...
 
 
-_RAW, _ZLIB = b"\x00", b"\x01"
+_RAW, _DEFLATED = b"\x00", b"\x01"
+
+# What requests and responses have in common, the most frequent last: with it, deflate takes half as
+# many bytes for them, and a twentieth less for a message. Never edit it, for stored bodies are read
+# with it; a better one gets a leading byte of its own.
+_PRIMER = (
+    b'{"cost_pico_usd":null,"context":{"speed":"standard","inference_geo":"us"},"finish":"tool_calls",'
+    b'"id":"chatcmpl-msg_resp_0","object":"response","created_at":17,"status":"completed",'
+    b'"parallel_tool_calls":true,"store":true,"temperature":1.0,"tool_choice":"auto","top_p":1.0,'
+    b'"truncation":"disabled","input_tokens_details":{"cached_tokens":0},"output_tokens_details":'
+    b'{"reasoning_tokens":0},"total_tokens":0,"content":[],"type":"function_call","call_id":"call_",'
+    b'{"parts":[{"arguments":"{\\"","id":"toolu_","name":"","type":"tool_call"}],"role":"assistant"}'
+    b'{"parts":[{"call_id":"call_","content":"","is_error":false,"name":"","type":"tool_result"}],'
+    b'{"context":{},"cost_pico_usd":0,"finish":"stop","message":"","model":"anthropic:claude-openai:'
+    b'gpt-","raw":{"id":"resp_","model":"","usage":{"input_tokens":0,"output_tokens":0}},"request_id":'
+    b'"req_","response_id":"resp_","service_tier":"default","usage":{"cache_read_tokens":0,'
+    b'"cache_write_12h_tokens":0,"cache_write_1h_tokens":0,"cache_write_tokens":0,"input_audio_tokens"'
+    b':0,"input_tokens":0,"iterations":[],"output_audio_tokens":0,"output_tokens":0,"reasoning_tokens"'
+    b':0,"unknown":{},"web_fetch_count":0,"web_search_count":0}}'
+    b'{"request":{"instructions":"","messages":{"spans":[["",1]]},"model":"","output":null,"settings":'
+    b'"","tool_choice":"auto","tools":[]}}{"parts":[{"text":"","type":"text"}],"role":"assistant"}'
+    b'"type":"text"}],"role":"user"}{"parts":[{"text":"'
+)
 
 
 def squeeze(plain: bytes) -> bytes:
     """Return *plain* with one leading byte that says whether it was compressed."""
     if len(plain) > INLINE_BYTES:
-        packed = zlib.compress(plain, 6)
+        packer = zlib.compressobj(wbits=-zlib.MAX_WBITS, zdict=_PRIMER)
+        packed = packer.compress(plain) + packer.flush()
         if len(packed) < len(plain):
-            return _ZLIB + packed
+            return _DEFLATED + packed
     return _RAW + plain
 
 
 def unsqueeze(stored: bytes) -> bytes:
     """Return the bytes that `squeeze` was given."""
-    return zlib.decompress(stored[1:]) if stored[:1] == _ZLIB else stored[1:]
+    if stored[:1] != _DEFLATED:
+        return stored[1:]
+    return zlib.decompressobj(wbits=-zlib.MAX_WBITS, zdict=_PRIMER).decompress(stored[1:])
 
 
 class PlainCipher:
@@ -193,8 +218,14 @@ class Decoding:
     bodies: Bodies
 
 
+_AS_SHORT_AS_A_DIGEST = 2 * DIGEST_BYTES + 2  # its hexadecimal digits between quotes
+
+
 class Stored:
-    """Marks a field whose body is stored apart, by digest: ``Annotated[Message, Stored()]``."""
+    """Marks a field whose body is stored apart, by digest: ``Annotated[Message, Stored()]``.
+
+    A value that is as short as a digest, and no text that could be taken for one, stays in place.
+    """
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
@@ -206,7 +237,10 @@ class Stored:
             plain = nxt(value)
             if not isinstance(info.context, Encoding):
                 return plain
-            return info.context.codec.put(canonical(plain), info.context).hex()
+            body = canonical(plain)
+            if len(body) <= _AS_SHORT_AS_A_DIGEST and not isinstance(plain, str):
+                return plain
+            return info.context.codec.put(body, info.context).hex()
 
         def load(value: Any, nxt: Callable[[Any], Any], info: Any) -> Any:
             if isinstance(info.context, Decoding) and isinstance(value, str):

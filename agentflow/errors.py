@@ -36,6 +36,7 @@
     ├── NonRetryableError           raised by your activity: do not try again
     ├── RetryLater                  raised by your activity: try again after a while
     ├── ProviderError               a model vendor answered with an error
+    │   └── ResponseLostError       it has lost an answer that it was working on
     ├── StoreError                  the database did not do it
     │   ├── FencedError             another worker owns the run now
     │   ├── DatabaseLockedError · DiskFullError · SchemaVersionError
@@ -358,9 +359,14 @@ class ProviderError(AgentflowError):
         hint: What to do about it.
         request_id: The vendor's id of the request.
         sent: Whether the request may have reached the vendor (and may be billed).
+
+    Attributes:
+        in_flight: Whether the vendor still works on the answer: its handle is known, and the next
+            attempt fetches it instead of asking again.
     """
 
     code = "AF820"
+    in_flight: bool = False
 
     def __init__(  # noqa: PLR0913 -- facts of one HTTP exchange
         self,
@@ -379,6 +385,12 @@ class ProviderError(AgentflowError):
         self.status = status
         self.request_id = request_id
         self.sent = sent
+
+
+class ResponseLostError(ProviderError):
+    """The vendor no longer knows an answer that it was working on, or will never begin it."""
+
+    code = "AF821"
 
 
 class StoreError(AgentflowError):

@@ -5,10 +5,10 @@ Everything above this page knows only these protocols; `app.py` chooses the adap
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from agentflow.codec import Cipher, Parts, Payload
 from agentflow.history.events import ActivityStarted, AnyEvent
@@ -497,7 +497,8 @@ class ProviderCall:
         attempt: From 1.
         timeout_seconds: Longest wait for the whole answer, in seconds.
         on_delta: Where pieces of the answer go; None = nobody watches, do not stream.
-        on_ref: Called with the provider's own handle as soon as it is known.
+        on_ref: Called with the provider's own handle as soon as it is known. What it returns must
+            be awaited before the first delta is shown: then the handle is on record.
         cache_key: Groups requests with a common prompt for the provider's cache.
     """
 
@@ -505,7 +506,7 @@ class ProviderCall:
     attempt: int = 1
     timeout_seconds: float | None = None
     on_delta: Callable[[Delta], None] | None = None
-    on_ref: Callable[[str], None] | None = None
+    on_ref: Callable[[str], Awaitable[None] | None] | None = None
     cache_key: str | None = None
 
 
@@ -527,6 +528,28 @@ class Provider(Protocol):
 
     async def close(self) -> None:
         """Close connections."""
+        ...
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A provider whose vendor goes on with an answer when nobody is connected."""
+
+    def keeps(self, request: ModelRequest) -> bool:
+        """Return whether the vendor keeps the answer to *request*, so that `resume` finds it."""
+        ...
+
+    async def resume(self, ref: str, request: ModelRequest, call: ProviderCall) -> ModelResponse:
+        """Return the answer that *ref* names, when it is done; nothing is asked or paid anew.
+
+        Raises:
+            ResponseLostError: the vendor has lost it.
+            ProviderError: it failed; or, with `in_flight`, the vendor could not be reached.
+        """
+        ...
+
+    async def cancel(self, ref: str) -> None:
+        """Ask the vendor to stop working on an answer, as far as it listens. Never raises."""
         ...
 
 

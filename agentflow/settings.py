@@ -25,11 +25,14 @@ class Settings:
         database_url: Where runs are kept.
         project: Scope of ids, caches and keys.
         durability: ``full`` survives a power cut, ``process`` only the death of a process.
-        encryption_key: Base64 key of 32 bytes: bodies are encrypted (extra ``crypto``).
+        encryption_key: Key text of `agentflow.crypto.new_key`, ``DIGEST.DATA``: bodies are
+            encrypted (extra ``crypto``).
         max_payload_bytes: Largest value that is recorded, in bytes of JSON.
         quarantine_after: Number of workers that a run may kill in a row; 0 = no limit.
         modules: Modules and files of workflows that the command line imports; in the
             environment separated by commas. Files are relative to `pyproject.toml`.
+        prices: TOML file of negotiated prices (`agentflow.ledger.overlay_file` shows one); in
+            `pyproject.toml` relative to it.
         secrets: Known secret values by name; scrubbed before anything is written.
     """
 
@@ -40,6 +43,7 @@ class Settings:
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
     quarantine_after: int = 3
     modules: tuple[str, ...] = ()
+    prices: str = ""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def with_flags(self, **flags: Any) -> Settings:
@@ -74,6 +78,9 @@ def read_settings(
             found[name] = _number(name, found[name])
     if "modules" in found:
         found["modules"] = _names("modules", found["modules"])
+    if not isinstance(found.get("prices", ""), str):
+        msg = f"prices is {found['prices']!r}"
+        raise SettingsError(msg, hint="Use the name of a TOML file.")
     if found.get("durability", "full") not in {"full", "process"}:
         msg = f"durability is {found['durability']!r}"
         raise SettingsError(msg, hint="Use full or process.")
@@ -122,7 +129,9 @@ def _from_file(start: Path) -> Mapping[str, Any]:
 
 
 def _placed(section: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
-    """Return *section* with the files among its modules as paths from *folder*."""
+    """Return *section* with the files that it names as paths from *folder*."""
+    if isinstance(section.get("prices"), str) and section["prices"]:
+        section = {**section, "prices": str(folder / section["prices"])}
     modules = section.get("modules")
     if not isinstance(modules, list):
         return section

@@ -11,23 +11,49 @@ from talk import answer, question, talk_bytes
 import agentflow
 from agentflow.activities.llm_call import llm_call
 from agentflow.history.events import ActivityScheduled
+from agentflow.llm.messages import assistant
 from agentflow.llm.request import ModelRequest
-from agentflow.providers.scripted import script
+from agentflow.llm.response import ModelResponse
+from agentflow.llm.usage import Usage
+from agentflow.protocols import ProviderCall
 
 ARGS = arguments(turns=400, window=0)
 _EDGE = 40  # turns at either end that are compared
 _times: list[float] = []
 
 
-@script("talker")
-def talker(request: ModelRequest) -> str:
-    _times.append(time.perf_counter())
-    return answer(request.messages[-1].text)
+class Vendor:
+    """A model that costs no time, with a response as long as those of real vendors."""
+
+    name = "bench"
+
+    async def complete(self, request: ModelRequest, call: ProviderCall) -> ModelResponse:
+        _times.append(time.perf_counter())
+        number = len(_times)
+        raw = {
+            "id": f"resp_{number:048x}", "object": "response", "created_at": 1_790_000_000 + number,
+            "status": "completed", "model": "bench-1", "parallel_tool_calls": True,
+            "service_tier": "default", "store": True, "tool_choice": "auto", "truncation": "disabled",
+            "usage": {"input_tokens": 500 * number, "output_tokens": 250},
+        }  # fmt: skip
+        return ModelResponse(
+            message=assistant(answer(request.messages[-1].text)),
+            finish="stop",
+            model="bench:bench-1",
+            usage=Usage(input_tokens=500 * number, output_tokens=250),
+            response_id=raw["id"],
+            request_id=f"req_{number:032x}",
+            service_tier="default",
+            raw=raw,
+        )
+
+    async def close(self) -> None:
+        return None
 
 
 agent = agentflow.Agent(
     "talker",
-    model="scripted:talker",
+    model="bench:talker",
     instructions="Answer at length.",
     compact=agentflow.keep_last(ARGS.window) if ARGS.window else None,
 )
@@ -43,7 +69,7 @@ async def chat(turns: int) -> int:
 
 
 async def main() -> None:
-    async with agentflow.open(f"sqlite:///{ARGS.db}") as flow:
+    async with agentflow.open(f"sqlite:///{ARGS.db}", providers=[Vendor()]) as flow:
         began, cpu = time.perf_counter(), cpu_seconds()
         run = await flow.start(chat, ARGS.turns)
         await run.result()

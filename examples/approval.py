@@ -57,11 +57,12 @@ async def main() -> None:
     """Start the run or go on with it, until it ends or somebody has to do something."""
     async with agentflow.open() as flow:
         run: Run[str] = await flow.start(article, "durable agents", id="article-1")
-        row = await run.until(lambda row: row.status in {"waiting", "completed"})
-        if row.status == "completed":
-            print(await run.result())
-            return
-        for question in await flow.approvals(run_id=run.id):
+        while not (questions := await flow.approvals(run_id=run.id)):
+            if await run.status() in {"completed", "failed"}:
+                print(await run.result())
+                return
+            await asyncio.sleep(0.05)
+        for question in questions:
             print(question.question)
             print(f"  agentflow approve {question.id}")
             print(f'  agentflow deny {question.id} --reason "…"')

@@ -2,9 +2,9 @@
 
     python examples/first_agent.py
 
-Every line with `->` is a call that really happens. It takes about four seconds: kill the process in
-the middle (`kill -9`, or Ctrl-C) and run the same command again. What was recorded is not called
-again; the run goes on from where it was. Once more, and the result is there at once. See also:
+Every line with `->` is a call that really happens. It takes three seconds: kill the process in the
+middle (`kill -9`, or Ctrl-C) and run the same command again. What was recorded is not called again;
+the run goes on from where it was. Run it once more: the result is there at once. See also:
 
     agentflow show first-agent --events
     agentflow cost first-agent
@@ -26,7 +26,7 @@ from agentflow.providers.scripted import call, script
 async def weather(city: str) -> str:
     """Tell tomorrow's weather in a city."""
     print(f"-> weather({city})", flush=True)
-    await asyncio.sleep(1.5)  # a slow service; this is an activity, so it may do what it likes
+    await asyncio.sleep(1)  # a slow service; this is an activity, so it may do what it likes
     return {"Oslo": "snow, -4 degrees", "Rome": "sun, 19 degrees"}.get(city, "no data")
 
 
@@ -34,7 +34,7 @@ async def weather(city: str) -> str:
 async def book(city: str) -> str:
     """Book a train to a city."""
     print(f"-> book({city})", flush=True)
-    await asyncio.sleep(1.5)
+    await asyncio.sleep(1)
     return f"One seat to {city}, booking number 4711."
 
 

@@ -68,7 +68,8 @@ async def main(lines: Sequence[str]) -> None:
     async with agentflow.open() as flow:
         run = await flow.start(chat, id="chat-1")
         done = (await run.info()).attributes.get("turns", 0)
-        for number, line in enumerate(lines, 1) if lines is SHEEP else enumerate(lines, done + 1):
+        first = 1 if lines is SHEEP else done + 1
+        for number, line in enumerate(lines, first):
             if number > done:
                 await run.signal("say", line, id=f"message-{number}")
                 row = await run.until(lambda row: row.attributes.get("turns") == number)  # noqa: B023

@@ -9,10 +9,14 @@ from agentflow.llm.request import ModelRequest
 _REASON = "its process ended before an outcome was recorded; it may have been billed"
 
 
-def doubt_record(call: ActivityCall) -> AttemptRecord | None:
+def doubt_record(call: ActivityCall, *, response_id: str | None = None) -> AttemptRecord | None:
     """Return the ledger's entry of a doubtful attempt, or None for calls that cost nothing.
 
     Unknown is shown as unknown: the entry has no amount until somebody settles it.
+
+    Args:
+        call: What was asked.
+        response_id: The vendor's id of the answer, if it is known.
     """
     priced = Priced(status="unknown_usage", reason=_REASON)
     request = call.arguments.get("request")
@@ -23,6 +27,7 @@ def doubt_record(call: ActivityCall) -> AttemptRecord | None:
             model_asked=request.model,
             status="in_doubt",
             priced=priced,
+            response_id=response_id,
             error=_REASON,
         )
     if call.activity.cost_usd is None:

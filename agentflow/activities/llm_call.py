@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import datetime
@@ -18,12 +18,12 @@ from agentflow.clock import Clock, SystemClock, from_ms
 from agentflow.codec import canonical
 from agentflow.engine.definition import ActivityContext, ActivityOptions
 from agentflow.engine.definitions import REGISTRY, Activity
-from agentflow.errors import ProviderError, UnknownModelError, UsageError
+from agentflow.errors import ProviderError, ResponseLostError, UnknownModelError, UsageError
 from agentflow.ledger.entries import AttemptRecord, Priced
 from agentflow.llm.request import ModelRequest, ToolSpec
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.usage import Usage
-from agentflow.protocols import PriceBook, Provider, ProviderCall
+from agentflow.protocols import PriceBook, Provider, ProviderCall, Resumable
 from agentflow.retry import MODEL_RETRY
 from agentflow.sync_point import sync_point
 
@@ -96,10 +96,14 @@ def split_model(model: str) -> tuple[str, str]:
 
 
 async def _llm_call(request: ModelRequest, ctx: ActivityContext) -> ModelResponse:
-    """Ask a model once, and tell the ledger what it cost, whatever came of it."""
+    """Ask a model once, and tell the ledger what it cost, whatever came of it.
+
+    Where an earlier attempt's answer is still with the vendor, it is fetched instead: nothing is
+    asked anew, and this attempt books it.
+    """
     models = _models(ctx)
     provider = models.provider(split_model(request.model)[0])
-    attempt = _Attempt(models, request, ctx)
+    attempt = _Attempt(models, request, ctx, provider)
     call = ProviderCall(
         idempotency_key=ctx.idempotency_key,
         attempt=ctx.attempt,
@@ -108,19 +112,38 @@ async def _llm_call(request: ModelRequest, ctx: ActivityContext) -> ModelRespons
         cache_key=cache_key(request, ctx.label),
     )
     try:
-        sync_point("llm.before_send")
-        response = await provider.complete(request, call)
+        if ctx.previous_ref is None:
+            sync_point("llm.before_send")
+            response = await provider.complete(request, call)
+        else:
+            sync_point("llm.before_resume")
+            response = await _resumed(provider, ctx.previous_ref, request, call)
         sync_point("llm.after_response")
-    except (Exception, asyncio.CancelledError) as error:
+    except Exception as error:
         attempt.failed(error)
         raise
+    except asyncio.CancelledError as error:
+        attempt.failed(error)
+        await attempt.let_go()
+        raise
     return attempt.answered(response)
+
+
+async def _resumed(
+    provider: Provider, ref: str, request: ModelRequest, call: ProviderCall
+) -> ModelResponse:
+    if isinstance(provider, Resumable):
+        return await provider.resume(ref, request, call)
+    msg = f"{request.model}: the provider cannot fetch {ref}, which another configuration asked for"
+    raise ResponseLostError(msg, retryable=True)
 
 
 llm_call = Activity(
     _llm_call,
     name="llm_call",
-    options=ActivityOptions(effect="idempotent", retry=MODEL_RETRY, on_doubt="retry"),
+    options=ActivityOptions(
+        effect="idempotent", retry=MODEL_RETRY, on_doubt="retry", resumes=True
+    ),
 )
 REGISTRY.add(llm_call)
 
@@ -147,18 +170,42 @@ def cache_key(request: ModelRequest, label: str) -> str:
 class _Attempt:
     """What the ledger is told of one attempt."""
 
-    def __init__(self, models: Models, request: ModelRequest, ctx: ActivityContext) -> None:
+    def __init__(
+        self, models: Models, request: ModelRequest, ctx: ActivityContext, provider: Provider
+    ) -> None:
         self._models = models
         self._request = request
         self._ctx = ctx
         self._at = models.now()
         self._began = time.monotonic()
-        self._ref: str | None = None
+        self._ref = ctx.previous_ref
+        self._resumable = provider if isinstance(provider, Resumable) else None
 
-    def on_ref(self, ref: str) -> None:
-        """Take note of the vendor's handle: from here on something may be billed."""
+    def on_ref(self, ref: str) -> Awaitable[None] | None:
+        """Take note of the vendor's handle: from here on something may be billed.
+
+        It goes on record only where a later attempt could fetch the answer by it.
+        """
         self._ref = ref
-        self._ctx.on_ref(ref)
+        if self._resumable is None or not self._resumable.keeps(self._request):
+            return None
+        return self._committed(ref)
+
+    async def _committed(self, ref: str) -> None:
+        told = self._ctx.on_ref(ref)
+        if told is not None:
+            await told
+        sync_point("llm.after_ref")
+
+    async def let_go(self) -> None:
+        """Ask the vendor to stop, where nobody wants the answer any more.
+
+        A process that only ends wants it: the next one fetches it.
+        """
+        if self._resumable is None or self._ref is None or not self._ctx.is_abandoned():
+            return
+        if self._ctx.previous_ref is not None or self._resumable.keeps(self._request):
+            await self._resumable.cancel(self._ref)
 
     def answered(self, response: ModelResponse) -> ModelResponse:
         """Record an answer; return it with its cost."""
@@ -188,6 +235,9 @@ class _Attempt:
     def failed(self, error: BaseException) -> None:
         """Record an attempt without an answer."""
         cancelled = isinstance(error, asyncio.CancelledError)
+        # Nobody knows what became of an answer that could not be fetched (and may be, later).
+        open_ = isinstance(error, ProviderError) and error.in_flight
+        open_ = open_ or (isinstance(error, ResponseLostError) and self._ctx.previous_ref is not None)
         data: dict[str, Any] = error.data if isinstance(error, ProviderError) else {}
         raw_usage = data.get("usage")
         line = (str(error).splitlines() or [""])[0]
@@ -196,7 +246,7 @@ class _Attempt:
                 kind="model",
                 name=self._ctx.label,
                 model_asked=self._request.model,
-                status="cancelled" if cancelled else "error",
+                status="cancelled" if cancelled else "in_doubt" if open_ else "error",
                 priced=self._price_of_failure(error),
                 raw_usage=dict(raw_usage) if isinstance(raw_usage, dict) else {},
                 request_id=error.request_id if isinstance(error, ProviderError) else None,
@@ -224,7 +274,7 @@ class _Attempt:
     def _price_of_failure(self, error: BaseException) -> Priced:
         if isinstance(error, UsageError):
             return Priced(status="not_billed", reason="nothing was sent")
-        if isinstance(error, ProviderError):
+        if isinstance(error, ProviderError) and not (error.in_flight or self._ctx.previous_ref):
             if not error.sent:
                 return Priced(status="not_billed", reason="the request never left")
             began = self._ref is not None or "usage" in error.data

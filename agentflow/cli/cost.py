@@ -28,7 +28,7 @@ from agentflow.ledger.entries import CostLine, usd
 from agentflow.ledger.reports import CostGroup, CostQuery, GroupBy, LedgerRow, dollars, total
 
 GROUPS: tuple[GroupBy, ...] = ("run", "step", "attempt", "model", "tool", "agent", "tag", "day")
-_DAYS = 100_000  # each attempt has one day, so that the sum over days is the whole
+_GROUPS = 100_000  # more than there are days, tools or agents: a total leaves none out
 
 
 @click.command("cost")
@@ -87,8 +87,9 @@ async def _cost(
         found = None if run_id is None else (await client.get(run_id)).id
         query = replace(query, project=client.project, run_id=found)
         groups = await client.cost(query)
-        # Tags overlap, tools and agents are only some of the attempts, and a list has a limit.
-        return groups, total(await client.cost(replace(query, by="day", limit=_DAYS)))
+        # A list has a limit, and tags overlap: the total is asked for by itself.
+        by: GroupBy = query.by if query.by in {"tool", "agent"} else "day"
+        return groups, total(await client.cost(replace(query, by=by, limit=_GROUPS)))
 
 
 def _usd(pico: int) -> str:

@@ -33,6 +33,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "watch": ("watch", "Follow a run that another process works on."),
         "cost": ("cost", "Show what was spent, by run, step, model, tool, tag or day."),
         "explain": ("cost", "Show how the cost of a run comes about, line by line."),
+        "prices": ("prices", "Show the prices of a model, or check a file of negotiated prices."),
         "approvals": ("approvals", "List questions that wait for a person."),
     },
     "Steer": {
@@ -118,6 +119,7 @@ class LazyGroup(click.Group):
         self, argv: list[str], prog_name: str, complete_var: str | None, extra: dict[str, Any]
     ) -> int:
         shown = argv[: argv.index("--")] if "--" in argv else argv
+        stdout = sys.stdout
         try:
             answer = super().main(argv, prog_name, complete_var, standalone_mode=False, **extra)
             sys.stdout.flush()
@@ -125,6 +127,9 @@ class LazyGroup(click.Group):
             # Python would meet the closed pipe again at exit, and complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return ExitCode.PIPE
+        except SystemExit as end:  # click's answer to a closed pipe, and to a shell's question
+            closed = sys.stdout is not stdout
+            return ExitCode.PIPE if closed else int(end.code or 0)
         except (KeyboardInterrupt, click.Abort):
             tell(RunInterruptedError("interrupted", hint=""), as_json="--json" in shown)
             return ExitCode.INTERRUPTED

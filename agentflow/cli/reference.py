@@ -38,18 +38,28 @@ one line, `error AF204: …`, and a hint. `--debug` shows the traceback.
 
 def reference() -> str:
     """Return the page as Markdown."""
-    root = click.Context(cli, info_name="agentflow", terminal_width=_COLUMNS)
+    root = click.Context(
+        cli, info_name="agentflow", terminal_width=_COLUMNS, help_option_names=["-h", "--help"]
+    )
     parts = [_HEAD, _block("agentflow", cli.get_help(root))]
     for names in SECTIONS.values():
         for name in names:
             command = cli.get_command(root, name)
             if command is None:
                 continue
-            inner = click.Context(
-                command, parent=root, info_name=name, terminal_width=_COLUMNS
-            )
-            parts.append(_block(f"agentflow {name}", command.get_help(inner)))
+            inner = click.Context(command, parent=root, info_name=name, terminal_width=_COLUMNS)
+            parts += _blocks(command, inner)
     return "\n".join(parts)
+
+
+def _blocks(command: click.Command, context: click.Context) -> list[str]:
+    """Return the help of a command and of those under it."""
+    blocks = [_block(context.command_path, command.get_help(context))]
+    under = command.commands if isinstance(command, click.Group) else {}
+    for name, one in under.items():
+        inner = click.Context(one, parent=context, info_name=name, terminal_width=_COLUMNS)
+        blocks += _blocks(one, inner)
+    return blocks
 
 
 def _block(title: str, text: str) -> str:

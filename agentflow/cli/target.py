@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import json
 import sys
 import traceback
@@ -14,7 +15,7 @@ from types import ModuleType
 from typing import Any
 
 from agentflow.cli.suggestion import hint_for
-from agentflow.codec import from_json
+from agentflow.codec import from_json, type_name
 from agentflow.engine.definitions import REGISTRY, Workflow
 from agentflow.errors import (
     AgentflowError,
@@ -242,7 +243,7 @@ def arguments_of(
     if given is not None and words:
         msg = "give --input or arguments, not both"
         raise UsageError(msg)
-    usage = f"The workflow is {workflow.name}{workflow.signature}."
+    usage = f"The workflow is {usage_of(workflow)}."
     try:
         if given is not None:
             bound = from_input(workflow, read_json(given, "--input"))
@@ -258,8 +259,30 @@ def arguments_of(
         raise
     except DecodeError as e:
         raise InputError(e.message, hint=usage, data=e.data) from e
-    except UsageError as e:
-        raise InputError(e.message, hint=usage) from e
+    except UsageError as e:  # the signature is in the hint, readable
+        said = e.message.removeprefix(f"{workflow.name}{workflow.signature}: ")
+        raise InputError(f"{workflow.name}: {said}", hint=usage) from e
+
+
+def usage_of(workflow: Workflow[..., Any]) -> str:
+    """Return a workflow's name and parameters as its file has them, with real types."""
+    notes = workflow.annotations
+    typed = [
+        p.replace(annotation=p.empty if notes[n] is Any else _Shown(type_name(notes[n])))
+        for n, p in workflow.signature.parameters.items()
+    ]
+    return f"{workflow.name}{inspect.Signature(typed)}"
+
+
+class _Shown:
+    """An annotation that is written without quotes."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        """Return the text."""
+        return self._text
 
 
 def from_input(workflow: Workflow[..., Any], value: Any) -> dict[str, Any]:

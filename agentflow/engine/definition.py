@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
@@ -34,6 +34,11 @@ class ActivityContext:
         resources: What `agentflow.open(resources=…)` was given.
         tags: The run's tags.
         label: The call's label, such as an agent's name.
+        previous_ref: Handle under which the outside world still works on an earlier attempt; see
+            `ActivityOptions.resumes`.
+        is_abandoned: Tells, when the attempt is cancelled, whether nobody wants its outcome any
+            more; otherwise the process ends, and the next one goes on.
+        on_ref: Takes a handle for `previous_ref`; what it returns is done when that is on record.
     """
 
     run_id: str = ""
@@ -48,7 +53,9 @@ class ActivityContext:
     on_heartbeat: Callable[[], None] = lambda: None
     on_record: Callable[[object], None] = lambda _: None
     on_item: Callable[[object], None] | None = None
-    on_ref: Callable[[str], None] = lambda _: None
+    on_ref: Callable[[str], Awaitable[None] | None] = lambda _: None
+    previous_ref: str | None = None
+    is_abandoned: Callable[[], bool] = lambda: False
 
     def heartbeat(self) -> None:
         """Say that the attempt is alive; needed where a heartbeat timeout is set."""
@@ -71,6 +78,8 @@ class ActivityOptions:
         total_timeout: Longest time of the whole call, retries included.
         on_doubt: What happens when an attempt's outcome is unknown.
         reconcile: Asks the outside world what happened; see `activity`.
+        resumes: Whether an attempt goes on from `ActivityContext.previous_ref` without repeating
+            anything; then a doubtful attempt whose handle is known needs no other policy.
     """
 
     effect: Effect = "idempotent"
@@ -80,6 +89,7 @@ class ActivityOptions:
     total_timeout: timedelta | None = None
     on_doubt: OnDoubt = "retry"
     reconcile: Callable[..., Any] | None = None
+    resumes: bool = False
 
     @property
     def doubt_policy(self) -> str:

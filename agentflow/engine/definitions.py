@@ -95,6 +95,7 @@ class Activity(ActivityDefinition[P, R_co]):
         retry: RetryPolicy | None = None,
         timeout: timedelta | None = None,
         label: str | None = None,
+        on_doubt: OnDoubt | None = None,
     ) -> typing.Self:
         """Return this activity with other terms for the calls made through the copy.
 
@@ -103,6 +104,7 @@ class Activity(ActivityDefinition[P, R_co]):
             retry: Retry policy.
             timeout: Longest time of one attempt.
             label: A word for people.
+            on_doubt: What happens when an attempt's outcome is unknown.
 
         Returns:
             A copy; the registered activity stays as it is.
@@ -113,6 +115,7 @@ class Activity(ActivityDefinition[P, R_co]):
             self.options,
             retry=retry or self.options.retry,
             timeout=timeout or self.options.timeout,
+            on_doubt=on_doubt or self.options.on_doubt,
         )
         other.key = key if key is not None else self.key
         other.label = label if label is not None else self.label

@@ -36,6 +36,7 @@ from agentflow.engine.commands import (
     StartAttempt,
 )
 from agentflow.engine.context import Decision, RandomStream, RunInfo
+from agentflow.engine.definition import ActivityOptions
 from agentflow.engine.definitions import OnMismatch, Workflow
 from agentflow.engine.ending import Ending, Parking, bug_text, ending_of
 from agentflow.engine.fingerprint import difference, refreshed
@@ -257,6 +258,8 @@ class Machine:
         before = len(batch.facts), len(batch.children), len(batch.commands)
         if self._apply(event, arrival) and self.ending is None and self.parking is None:
             self._drain()
+        if isinstance(event, ev.ActivityInDoubt):  # the provider has lost what it worked on
+            self._follow(self._known(event), event.policy, now_ms)
         if self.parking is None:
             batch.applied_seq = self.next_seq - 1
         else:
@@ -326,6 +329,8 @@ class Machine:
             case ev.ActivityStarted():
                 call = self._known(event)
                 call.state, call.attempt = "started", event.attempt
+                if event.seq > max(self.history.cut_ids, default=event.seq):
+                    self._void_failed.discard(call.key)  # it has been tried again since the cut
                 self._to_start.pop(call.key, None)
                 self._backoff.pop(call.key, None)
             case ev.ActivityProgressed():
@@ -337,9 +342,11 @@ class Machine:
                     return self._settle(event, arrival)
                 call = self._known(event)
                 call.state, call.retry_at_ms = "backoff", event.retry_at_ms
+                call.provider_ref = event.provider_ref
                 self._backoff[call.key] = call
             case ev.ActivityInDoubt():
                 call = self._known(event)
+                call.provider_ref = event.provider_ref
                 call.state = "done" if event.policy == "ended" else "doubt"
                 if call.state == "done":
                     self._open_calls.pop(call.key, None)
@@ -820,7 +827,7 @@ class Machine:
         """Record that the attempt's outcome is unknown, and do what its policy says."""
         policy = "ended"
         if call.is_waited_for and call.activity_call is not None:
-            policy = call.activity_call.activity.options.doubt_policy
+            policy = _policy(call, call.activity_call.activity.options)
         self._apply(
             self.record(
                 ev.ActivityInDoubt(
@@ -832,7 +839,11 @@ class Machine:
                 now_ms,
             )
         )
-        if policy == "retry":
+        self._follow(call, policy, now_ms)
+
+    def _follow(self, call: Call, policy: str, now_ms: int) -> None:
+        """Do what the policy of a doubtful call says."""
+        if policy in _GOES_ON:
             self._to_start[call.key] = call
         elif policy == "ask":
             question = (
@@ -854,9 +865,11 @@ class Machine:
         for call in list(self._open_calls.values()):
             if call.state != "doubt" or call.activity_call is None:
                 continue
-            policy = call.activity_call.activity.options.doubt_policy
-            if policy == "retry":
+            policy = _policy(call, call.activity_call.activity.options)
+            if policy in _GOES_ON:
                 self._to_start[call.key] = call
+            elif policy in {"ask", "fail"} and call.approval_id is None:
+                self._follow(call, policy, now_ms)  # the doubt came while the run was parked
             elif policy == "reconcile" and not any(
                 isinstance(c, Reconcile) and c.call is call for c in self._batch.commands
             ):
@@ -1118,6 +1131,14 @@ class Machine:
             text = f"{self.history.started.seed}\0{self._segment}\0{self.history.cut_ids}\0{path}"
             found = self._streams[path] = self._random_of(hashlib.sha256(text.encode()).digest())
         return found
+
+
+_GOES_ON = {"resume", "retry"}  # policies under which the next attempt starts by itself
+
+
+def _policy(call: Call, options: ActivityOptions) -> str:
+    """Return what is done about a doubtful attempt: where its handle is known, no doubt is left."""
+    return "resume" if options.resumes and call.provider_ref else options.doubt_policy
 
 
 _SPACE = uuid.UUID("6a7e1e1a-5b1e-5f3f-9a53-0d2c6f3e9b10")

@@ -124,6 +124,7 @@ class ActivityFailed(Event):
     outcome: ClassVar[bool] = True
     attempt: int
     retry_at_ms: int | None = None
+    provider_ref: str | None = None  # the provider works on: the next attempt fetches this
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +132,7 @@ class ActivityInDoubt(Event):
     """An attempt was started and its outcome is unknown."""
 
     attempt: int
-    policy: str  # retry | fail | ask | reconcile | ended
+    policy: str  # resume | retry | fail | ask | reconcile | ended
     provider_ref: str | None = None
 
 
@@ -317,7 +318,7 @@ def data_of(event: AnyEvent) -> str:
 
     The payload's digest, size, declared type and parts belong to these facts; its body does not.
     """
-    data = {name: getattr(event, name) for name in _OWN[type(event)]}
+    data = {n: value for n in _OWN[type(event)] if (value := getattr(event, n)) is not None}
     payload = event.payload
     if payload is not None:
         data["payload"] = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from agentflow.ledger.entries import PICO, CostLine, Priced
-from agentflow.ledger.rates import EXACT, SOURCE, WRITE_UNITS, Rate, Sheet
+from agentflow.ledger.rates import EXACT, SOURCE, Rate, Sheet
 from agentflow.llm.usage import Usage
 
 FREE_FETCH = "no fee: what was fetched is in the input tokens"
@@ -134,12 +134,14 @@ class Bill:
                 f" (it is priced by {', '.join(sheet.other_keys)})" if sheet.other_keys else ""
             )
             self.doubts.append(f"no price of {unit} is known for {sheet.model}{instead}")
-        if sheet is not None and unit in sheet.negotiated:
-            overlay = sheet.negotiated[unit][1]
+        overlay = None if sheet is None else sheet.overlay_of(unit)
+        if overlay is not None:
             self.overlays[overlay.name] = overlay.version
-        else:
+        if overlay is None or (
+            sheet is not None and unit in sheet.listed and unit not in sheet.negotiated
+        ):
             self.listed = True
-        shown = WRITE_UNITS.get(sheet.vendor, unit) if sheet and unit == "cache_write" else unit
+        shown = sheet.shown(unit) if sheet is not None else unit
         self.lines.append(_cost(shown, quantity, rate, note))
 
 
@@ -236,5 +238,6 @@ def _cost(unit: str, quantity: int, rate: Rate | None, note: str) -> CostLine:
         quantity=quantity,
         unit_price_usd=rate.usd,
         amount_pico_usd=amount,
+        list_price_usd=rate.list_usd,
         note="; ".join(n for n in notes if n),
     )

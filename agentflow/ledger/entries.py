@@ -28,15 +28,17 @@ AttemptStatus = Literal["ok", "error", "in_doubt", "cancelled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostLine:
-    """One unit of an attempt: quantity × unit price.
+    """One unit of an attempt: quantity x unit price.
 
     Attributes:
         unit: What is billed: ``input``, ``cache_read``, ``cache_write_5m``, ``output``,
             ``web_search``, ``tool`` and so on.
         quantity: Number of units: tokens, searches, calls.
         unit_price_usd: USD per one unit, exact; None where it is unknown.
-        amount_pico_usd: quantity × price in pico-USD, or None where the price is unknown.
+        amount_pico_usd: quantity x price in pico-USD, or None where the price is unknown.
         note: Rules that were applied (tier, region, batch), for `explain`.
+        list_price_usd: What one unit costs by the public list at the standard tier, in the same
+            region and at the same length; None where that is not known.
     """
 
     unit: str
@@ -44,6 +46,7 @@ class CostLine:
     unit_price_usd: Decimal | None
     amount_pico_usd: int | None
     note: str = ""
+    list_price_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

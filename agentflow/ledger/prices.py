@@ -74,7 +74,7 @@ class GenaiPriceBook:
         if usage is None:
             return _without_lines("unknown_usage", "the vendor did not say what was used")
         bill = Bill()
-        main = self._prices(model, at, tier, facts)
+        main = self.sheet(model, at=at, tier=tier, context=facts)
         if usage.iterations:
             self._charge_iterations(bill, usage, model, at, (tier, facts))
         else:
@@ -102,14 +102,30 @@ class GenaiPriceBook:
             own = f"{provider}:{part.get('model') or served}"
             tier = str(part["service_tier"]) if part.get("service_tier") else facts[0]
             told = {k: str(part[k]) for k in ("speed", "inference_geo") if part.get(k)}
-            sheet = self._prices(own, at, tier, {**facts[1], **told})
+            sheet = self.sheet(own, at=at, tier=tier, context={**facts[1], **told})
             bill.charge_tokens(sheet, used, model=own, note=f"{note}, {own.partition(':')[2]}")
         bill.doubts += iteration_doubts(usage, served)
 
-    def _prices(
-        self, model: str, at: datetime, tier: str | None, facts: Mapping[str, str]
+    def sheet(
+        self,
+        model: str,
+        *,
+        at: datetime,
+        tier: str | None = None,
+        context: Mapping[str, str] | None = None,
     ) -> Sheet | None:
-        """Return the unit prices, from memory where they were looked up before."""
+        """Return the prices of a model at that time, or None where nobody has any.
+
+        Args:
+            model: ``provider:name`` as served.
+            at: Time of the call; a naive one is taken as UTC.
+            tier: Service tier as served.
+            context: Facts that change the price; `agentflow.ledger.rules` has the table.
+
+        Returns:
+            All prices; kept in memory, so that the same question is looked up once.
+        """
+        facts = context or {}
         book = snapshot()
         if book is not self._book:  # genai-prices fetched newer ones, or a test set its own
             self._sheet.cache_clear()

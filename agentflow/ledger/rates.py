@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from agentflow.ledger.entries import PICO
-from agentflow.ledger.overlay import CALL_UNITS, PER, Overlay, overlaid
+from agentflow.ledger.overlay import CALL_UNITS, PER, Overlay, discounted, overlaid
 from agentflow.ledger.rules import CACHE_WRITE_12H_FACTOR, Terms, terms, vendor_of
 
 if TYPE_CHECKING:
@@ -48,11 +48,14 @@ class Rate:
         usd: USD per one unit, exact.
         pico_usd: The same in pico-USD where that is a whole number, else None.
         note: Rules that made it.
+        list_usd: What one unit costs by the public list at the standard tier, in the same region
+            and at the same length; None where nobody lists it.
     """
 
     usd: Decimal
     pico_usd: int | None
     note: str = ""
+    list_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,9 @@ class Sheet:
         model: Canonical ``vendor:name``.
         vendor: The vendor's id in genai-prices.
         listed: List price by unit: USD per million tokens or per thousand calls.
+        standard: The same at the standard tier.
         negotiated: Overlay price by unit, in the same measure.
+        discount: (Part of the list price that is not paid, its overlay), or None.
         terms: Factor, notes and doubts.
         price_date: Day from which the list price is in force, ISO 8601, if known.
         kept: Units for which the variant lists no price of its own.
@@ -77,6 +82,8 @@ class Sheet:
     listed: Mapping[str, Decimal | TieredPrices]
     negotiated: Mapping[str, tuple[Decimal, Overlay]]
     terms: Terms
+    standard: Mapping[str, Decimal | TieredPrices] = field(default_factory=dict)
+    discount: tuple[Decimal, Overlay] | None = None
     price_date: str | None = None
     kept: frozenset[str] = frozenset()
     audio_cache: bool = False
@@ -94,6 +101,22 @@ class Sheet:
             found = self.bands[band] = self._make(input_tokens)
         return found
 
+    def overlay_of(self, unit: str) -> Overlay | None:
+        """Return the overlay that has a hand in the price of a unit, or None."""
+        if unit in self.negotiated:
+            return self.negotiated[unit][1]
+        if unit == "cache_write_12h" and unit not in self.listed:
+            return self.overlay_of("input")
+        return self.discount[1] if self.discount is not None and unit in self.listed else None
+
+    def shown(self, unit: str) -> str:
+        """Return the name of a unit in lines: that of an ordinary cache write says its life."""
+        return WRITE_UNITS.get(self.vendor, unit) if unit == "cache_write" else unit
+
+    def lengths(self) -> list[int]:
+        """Return the input tokens beyond which a call of this model costs more, ascending."""
+        return sorted(self._starts())
+
     def _starts(self) -> set[int]:
         tiers = (price.tiers for price in self.listed.values() if not isinstance(price, Decimal))
         return {tier.start for several in tiers for tier in several}
@@ -102,25 +125,48 @@ class Sheet:
         made: dict[str, Rate] = {}
         for unit, price in self.listed.items():
             usd, band = _at_length(price, input_tokens)
-            made[unit] = self._rate(unit, usd, band, self._kept_note(unit))
+            made[unit] = self._rate(
+                unit, *self._less_discount(usd), band, self._kept_note(unit), length=input_tokens
+            )
         for unit, (usd, overlay) in self.negotiated.items():
-            made[unit] = self._rate(unit, usd, f"negotiated ({overlay.name})")
-        if "cache_write_12h" not in made and {"input", "cache_write"} <= made.keys():
+            note = f"negotiated ({overlay.name})"
+            made[unit] = self._rate(unit, usd, note, length=input_tokens)
+        is_openai = self.vendor == "openai"  # nobody else sells writes of that life
+        if is_openai and "cache_write_12h" not in made and {"input", "cache_write"} <= made.keys():
             base = made["input"]
             usd = EXACT.multiply(base.usd, CACHE_WRITE_12H_FACTOR)
             note = "; ".join(n for n in (base.note, f"{CACHE_WRITE_12H_FACTOR} x input") if n)
-            made["cache_write_12h"] = _rate(usd, note)
+            listed = base.list_usd and EXACT.multiply(base.list_usd, CACHE_WRITE_12H_FACTOR)
+            made["cache_write_12h"] = _rate(usd, note, listed)
         return made
+
+    def _less_discount(self, listed: Decimal) -> tuple[Decimal, str]:
+        if self.discount is None:
+            return listed, ""
+        part, overlay = self.discount
+        off = f"{EXACT.normalize(EXACT.multiply(part, 100)):f} % off ({overlay.name})"
+        return EXACT.multiply(listed, 1 - part), off
 
     def _kept_note(self, unit: str) -> str:
         return f"standard price: no {self.terms.name} one is listed" if unit in self.kept else ""
 
-    def _rate(self, unit: str, listed: Decimal, *notes: str) -> Rate:
+    def _rate(self, unit: str, listed: Decimal, *notes: str, length: int) -> Rate:
+        public = self._public(unit, length)
         if unit in CALL_UNITS:
-            return _rate(EXACT.divide(listed, PER[unit]), "; ".join(n for n in notes if n))
+            text = "; ".join(n for n in notes if n)
+            return _rate(EXACT.divide(listed, PER[unit]), text, public)
         usd = EXACT.divide(EXACT.multiply(listed, self.terms.factor), PER[unit])
         variant = [self.terms.name] if self.terms.variant and unit not in self.kept else []
-        return _rate(usd, "; ".join(n for n in (*variant, *self.terms.notes, *notes) if n))
+        text = "; ".join(n for n in (*variant, *self.terms.notes, *notes) if n)
+        return _rate(usd, text, public)
+
+    def _public(self, unit: str, length: int) -> Decimal | None:
+        """Return the public price of one unit at the standard tier."""
+        if unit not in self.standard:
+            return None
+        listed, _ = _at_length(self.standard[unit], length)
+        factor = Decimal(1) if unit in CALL_UNITS else self.terms.list_factor
+        return EXACT.normalize(EXACT.divide(EXACT.multiply(listed, factor), PER[unit])) + 0
 
 
 def snapshot() -> DataSnapshot:
@@ -195,11 +241,18 @@ def make_sheet(
         variant=agreed.name,
         on=at.astimezone(UTC).date(),
     )
+    discount = discounted(
+        overlays,
+        names=(f"{vendor}:{canonical}", model),
+        variant=agreed.name,
+        on=at.astimezone(UTC).date(),
+    )
     bare = Sheet(
         model=f"{vendor}:{canonical}",
         vendor=vendor,
         listed={},
         negotiated=_by_unit(negotiated),
+        discount=discount,
         terms=agreed,
     )
     if entry is None:
@@ -211,6 +264,7 @@ def _listed(bare: Sheet, info: ModelInfo, *, own: bool, at: datetime) -> Sheet:
     """Return the sheet with the list prices, having checked that each variant was applied."""
     asked = dict(bare.terms.variant) if own else {}
     prices = _set_prices(info.get_prices(at, asked or None))
+    standard = _set_prices(info.get_prices(at, None)) if asked else prices
     doubts = list(bare.terms.doubts)
     kept: set[str] = set()
     starts = [_standard_start(info, at)]
@@ -228,6 +282,7 @@ def _listed(bare: Sheet, info: ModelInfo, *, own: bool, at: datetime) -> Sheet:
     return replace(
         bare,
         listed={unit: prices[key] for unit, key in PRICE_KEYS.items() if key in prices},
+        standard={u: standard[key] for u, key in PRICE_KEYS.items() if key in standard},
         terms=replace(bare.terms, doubts=tuple(doubts)),
         price_date=max((day.isoformat() for day in starts if day is not None), default=None),
         kept=frozenset(kept - set(CALL_UNITS)),
@@ -279,7 +334,7 @@ def _by_unit(
     }
 
 
-def _rate(usd: Decimal, note: str) -> Rate:
+def _rate(usd: Decimal, note: str, list_usd: Decimal | None) -> Rate:
     pico = EXACT.multiply(usd, PICO)
     whole = int(pico)
-    return Rate(EXACT.normalize(usd) + 0, whole if pico == whole else None, note)
+    return Rate(EXACT.normalize(usd) + 0, whole if pico == whole else None, note, list_usd)

@@ -116,7 +116,7 @@ def total(groups: list[CostGroup], name: str = "total") -> CostGroup:
 
 
 def dollars(group: CostGroup) -> str:
-    """Return the amount in words: exact, ``≥`` where it is a lower bound, ``unknown`` where none is.
+    """Return the amount: exact, ``≥`` where it is a lower bound, ``unknown`` where none is.
 
     >>> zero = dict(partial=0, failed=0, failed_pico_usd=0, input_tokens=0, output_tokens=0,
     ...             cache_read_tokens=0, unknown_usage=0)

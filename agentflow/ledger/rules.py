@@ -67,6 +67,7 @@ class Terms:
         variant: The price variant to look up, as (key, value) pairs of genai-prices.
         name: The variant in one word: ``standard``, ``batch``, ``flex``, ``ultrafast``, …
         factor: What every token price is multiplied by.
+        list_factor: What the standard list price is multiplied by: the region alone.
         notes: Rules that were applied, for `explain`.
         doubts: What was not understood, in words.
     """
@@ -74,6 +75,7 @@ class Terms:
     variant: tuple[tuple[str, str], ...] = ()
     name: str = STANDARD
     factor: Decimal = Decimal(1)
+    list_factor: Decimal = Decimal(1)
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
 
@@ -113,6 +115,7 @@ def terms(vendor: str, model: str, tier: str | None, context: Mapping[str, str])
         both = " and ".join(value for _, value in asked)
         doubts.append(f"no price is known for {both} together")
     factor, notes, region_doubt = _region(vendor, model, context)
+    list_factor = factor
     name = "+".join(value for _, value in asked) or STANDARD
     if vendor == "openai" and ("service_tier", "ultrafast") in asked:
         asked.remove(("service_tier", "ultrafast"))
@@ -124,6 +127,7 @@ def terms(vendor: str, model: str, tier: str | None, context: Mapping[str, str])
         variant=tuple(asked),
         name=name,
         factor=factor,
+        list_factor=list_factor,
         notes=notes,
         doubts=(*doubts, *region_doubt),
     )

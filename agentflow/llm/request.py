@@ -46,6 +46,11 @@ class ModelSettings:
         parallel_tool_calls: Whether one turn may ask for several tools.
         service_tier: Vendor's tier (default, flex, priority, …).
         prompt_cache: Whether the adapter marks the prompt for the vendor's cache.
+        background: Whether the vendor works on the answer without a connection and keeps it, so
+            that a call that was in flight when its process died is fetched, not paid again. A
+            choice of privacy too: the vendor stores such answers (OpenAI: ``store: true``, for 30
+            days). None = the project's setting, and without one wherever the endpoint has it
+            (OpenAI's Responses at api.openai.com). Vendors without it ignore it.
         extra: Vendor fields passed through unchanged into the request body.
     """
 
@@ -55,6 +60,7 @@ class ModelSettings:
     parallel_tool_calls: bool | None = None
     service_tier: str | None = None
     prompt_cache: bool = True
+    background: bool | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
 

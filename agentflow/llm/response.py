@@ -37,5 +37,5 @@ class ModelResponse:
     request_id: str | None = None
     service_tier: str | None = None
     context: dict[str, str] = field(default_factory=dict)
-    raw: Annotated[dict[str, Any], Stored()] = field(default_factory=dict)
+    raw: dict[str, Any] = field(default_factory=dict)
     cost_pico_usd: int | None = None

@@ -6,20 +6,24 @@ import asyncio
 import heapq
 import itertools
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-from agentflow.clock import to_ms
+from agentflow.clock import from_ms, to_ms
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)
 _POLL_SECONDS = 0.001  # real time; how often an idle moment is looked for
-_QUIET_POLLS = 3  # an answer of the store's thread may be on its way for two of them
+_QUIET_POLLS = 3  # a word from the store's thread may be on its way for two of them
+_PATIENCE_SECONDS = 0.25  # real time; work that takes longer does not hold the clock any more
 
 
 class ManualClock:
     """Time stands still until somebody moves it, or until nothing is left to do but wait.
 
-    With `auto_advance`, a sleep ends as soon as *idle* says that nothing else can happen: the
-    clock jumps to the earliest time that somebody waits for. Thirty days take a millisecond.
+    With `auto_advance`, a sleep ends as soon as nothing else can happen: the clock jumps to the
+    earliest time that somebody waits for. Thirty days take a few milliseconds. Work in flight (an
+    activity, a commit) holds the clock, for a quarter of a second of real time at most.
 
     Args:
         start: The time to begin with, aware.
@@ -29,7 +33,7 @@ class ManualClock:
     def __init__(self, start: datetime = _START, *, auto_advance: bool = True) -> None:
         self.auto_advance = auto_advance
         self._now_ms = to_ms(start)
-        self._busy = 0
+        self._holds: list[Callable[[], bool]] = []
         self._sleepers: list[tuple[int, int, asyncio.Event]] = []
         self._count = itertools.count()
 
@@ -39,7 +43,7 @@ class ManualClock:
 
     def now(self) -> datetime:
         """Return the clock's time as an aware UTC datetime."""
-        return datetime.fromtimestamp(self._now_ms / 1000, tz=UTC)
+        return from_ms(self._now_ms)
 
     def advance(self, by: timedelta | float) -> None:
         """Move the clock forward and wake those whose time has come.
@@ -48,15 +52,16 @@ class ManualClock:
             by: How far, a timedelta or seconds.
         """
         span = by if isinstance(by, timedelta) else timedelta(seconds=by)
-        self._move_to(self._now_ms + int(span / timedelta(milliseconds=1)))
+        self._move_to(self._now_ms + span // timedelta(milliseconds=1))
 
-    def busy(self) -> None:
-        """Hold auto-advance back, until `idle` has been called as often: an activity works."""
-        self._busy += 1
-
-    def idle(self) -> None:
-        """Undo one `busy`."""
-        self._busy -= 1
+    @contextmanager
+    def held_while(self, is_busy: Callable[[], bool]) -> Iterator[None]:
+        """Do not advance by yourself while *is_busy*, inside this block."""
+        self._holds.append(is_busy)
+        try:
+            yield
+        finally:
+            self._holds.remove(is_busy)
 
     def _move_to(self, now_ms: int) -> None:
         self._now_ms = max(self._now_ms, now_ms)
@@ -64,10 +69,7 @@ class ManualClock:
             heapq.heappop(self._sleepers)[2].set()
 
     async def sleep(self, seconds: float) -> None:
-        """Wait until the clock has moved *seconds*; see `auto_advance`.
-
-        A wait that ends by cancellation takes its alarm with it.
-        """
+        """Wait until the clock has moved *seconds*; see `auto_advance`."""
         due = self._now_ms + max(0, round(seconds * 1000))
         if due <= self._now_ms:
             await asyncio.sleep(0)
@@ -82,16 +84,20 @@ class ManualClock:
                 else:
                     await asyncio.sleep(_POLL_SECONDS)
         finally:
-            if entry in self._sleepers:
+            if entry in self._sleepers:  # cancelled: it takes its alarm with it
                 self._sleepers.remove(entry)
                 heapq.heapify(self._sleepers)
 
     async def _is_quiet(self, woken: asyncio.Event) -> bool:
         """Return whether nothing has happened for a moment of real time."""
-        for _ in range(_QUIET_POLLS):
+        loop = asyncio.get_running_loop()
+        patient_until = loop.time() + _PATIENCE_SECONDS
+        quiet = 0
+        while quiet < _QUIET_POLLS and loop.time() < patient_until:
             await asyncio.sleep(_POLL_SECONDS)
-            if self._busy or woken.is_set():
+            if woken.is_set():
                 return False
+            quiet = 0 if any(is_busy() for is_busy in self._holds) else quiet + 1
         return True
 
 

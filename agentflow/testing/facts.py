@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from agentflow.codec import MessageNode
-from agentflow.errors import PayloadErased
 from agentflow.history.events import AnyEvent, event_from
+from agentflow.testing.bodies import LoadedBodies
 
 
 class EventRow(NamedTuple):
@@ -73,39 +73,8 @@ class StoreFacts:
     """
 
     runs: Sequence[RunFacts]
-    bodies: FileBodies
+    bodies: LoadedBodies
     damage: Sequence[str] = ()
-
-
-class FileBodies:
-    """Bodies of a database file, all in memory: files of tests are small."""
-
-    def __init__(self, bodies: dict[bytes, bytes], nodes: dict[bytes, MessageNode]) -> None:
-        self._bodies = bodies
-        self._nodes = nodes
-
-    def body(self, digest: bytes) -> bytes | None:
-        """Return a sealed body."""
-        return self._bodies.get(digest)
-
-    def chain(self, head: bytes, count: int) -> list[tuple[MessageNode, bytes]]:
-        """Return the last *count* nodes up to *head*, oldest first.
-
-        Raises:
-            PayloadErased: a node or a body is missing.
-        """
-        found: list[tuple[MessageNode, bytes]] = []
-        at: bytes | None = head
-        while at is not None and len(found) < count:
-            node = self._nodes.get(at)
-            if node is None or node.digest not in self._bodies:
-                break
-            found.append((node, self._bodies[node.digest]))
-            at = node.parent
-        if len(found) < count:
-            msg = f"{count - len(found)} of {count} messages up to {head.hex()[:12]} are missing"
-            raise PayloadErased(msg)
-        return found[::-1]
 
 
 def read_file(path: Path) -> StoreFacts:
@@ -134,7 +103,7 @@ def read_file(path: Path) -> StoreFacts:
         }
         return StoreFacts(
             runs=list(_runs(connection)),
-            bodies=FileBodies(bodies, nodes),
+            bodies=LoadedBodies(bodies, nodes),
             damage=[line for line in damage if line != "ok"],
         )
 
@@ -153,9 +122,7 @@ def _runs(connection: sqlite3.Connection) -> Iterator[RunFacts]:
         row["attributes"] = json.loads(row["attributes"]) if row["attributes"] else {}
         row["tags"] = json.loads(row["tags"]) if row["tags"] else []
         pk = row["pk"]
-        rows = [
-            EventRow(*(e[name] for name in EventRow._fields)) for e in events.get(pk, [])
-        ]
+        rows = [EventRow(*(e[name] for name in EventRow._fields)) for e in events.get(pk, [])]
         yield RunFacts(
             row=row,
             rows=rows,

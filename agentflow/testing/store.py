@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from agentflow.client import in_callback
 from agentflow.clock import from_ms
 from agentflow.codec import Codec
 from agentflow.engine.context import RunInfo
-from agentflow.engine.definitions import REGISTRY, Registry
+from agentflow.engine.definitions import Registry
 from agentflow.engine.rehearsal import Rehearsal, rehearse
 from agentflow.errors import AgentflowError
 from agentflow.history.history import History, history_of
 from agentflow.protocols import ENDED, PARKED, Append, Appended, RunRow, Store
+from agentflow.testing.replay import stream_of
 
 Hook = Callable[[Append, Appended], Any]
 
@@ -29,14 +29,29 @@ class WrappedStore:
         inner: The store.
         hooks: Called with each append and its answer, before its caller has the answer; what
             they return is awaited where it can be.
+
+    Attributes:
+        in_flight: Number of calls that wait for their answer.
     """
 
     def __init__(self, inner: Store, *hooks: Hook) -> None:
+        self.in_flight = 0
         self._inner = inner
         self._hooks = hooks
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+        found = getattr(self._inner, name)
+        return self._counted(found) if inspect.iscoroutinefunction(found) else found
+
+    def _counted(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            self.in_flight += 1
+            try:
+                return await method(*args, **kwargs)
+            finally:
+                self.in_flight -= 1
+
+        return call
 
     async def append(self, batch: Append) -> Appended:
         """Write one activation, then tell the hooks."""
@@ -63,32 +78,34 @@ class MortalStore:
         self._inner = inner
         self._after = after
         self._written = written
+        self._unanswered: list[asyncio.Future[Any]] = []
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
         if not self.death.is_set() or name in {"close", "body", "chain"}:
             return found
-        return _quietly if name == "release" else _never
+        return _quietly if name == "release" else self._never
 
     async def append(self, batch: Append) -> Appended:
         """Write one activation, unless this is where the process dies."""
         if self.death.is_set():
-            return await _never()
+            return await self._never()
         self.appends += 1
         dies = self.appends == self._after
         if dies and not self._written:
             self.death.set()
-            return await _never()
+            return await self._never()
         answer = await self._inner.append(batch)
         if dies:
             self.death.set()
-            return await _never()
+            return await self._never()
         return answer
 
-
-async def _never(*_: object, **__: object) -> Any:
-    """Wait for an answer that will not come."""
-    await asyncio.get_running_loop().create_future()
+    async def _never(self, *_: object, **__: object) -> Any:
+        """Wait for an answer that will not come; held here, or the collector would complain."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._unanswered.append(future)
+        return await future
 
 
 async def _quietly(*_: object, **__: object) -> None:
@@ -108,11 +125,6 @@ class ReplayCheck:
     codec: Codec
     registry: Registry
     failures: list[str]
-
-    @classmethod
-    def of(cls, store: Store, codec: Codec, registry: Registry = REGISTRY) -> ReplayCheck:
-        """Return a check with no failures yet."""
-        return cls(store, codec, registry, [])
 
     async def __call__(self, batch: Append, answer: Appended) -> None:
         """Replay the run that *batch* was appended to."""
@@ -146,7 +158,7 @@ def rehearse_row(
     )  # fmt: skip
     return rehearse(
         registry.workflow(row.workflow), history, info, applied_seq=row.applied_seq, codec=codec,
-        bodies=bodies, random_of=cast("Any", random.Random),
+        bodies=bodies, random_of=stream_of,
     )  # fmt: skip
 
 

@@ -13,7 +13,6 @@ an attempt, none follows an outcome, none is missing, epochs never fall.
 
 from __future__ import annotations
 
-import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,9 @@ from agentflow.history import events as ev
 from agentflow.history.audit import GENESIS, event_hash
 from agentflow.history.history import history_of
 from agentflow.protocols import ENDED, PARKED
-from agentflow.testing.facts import FileBodies, RunFacts, StoreFacts, read_file
+from agentflow.testing.bodies import LoadedBodies
+from agentflow.testing.facts import RunFacts, StoreFacts, read_file
+from agentflow.testing.replay import stream_of
 
 _SETTLES = (ev.ActivityCompleted, ev.ActivityFailed, ev.ActivityCancelled, ev.ActivityInDoubt)
 
@@ -62,7 +63,7 @@ class Effect:
     epoch: int = 0
 
 
-def verify(  # noqa: PLR0913 -- what a store is compared with
+def verify(
     source: str | Path,
     *,
     effects: Sequence[Effect] | None = None,
@@ -79,7 +80,7 @@ def verify(  # noqa: PLR0913 -- what a store is compared with
         raise VerificationError(found)
 
 
-def problems(  # noqa: PLR0913 -- what a store is compared with
+def problems(
     source: str | Path,
     *,
     effects: Sequence[Effect] | None = None,
@@ -132,7 +133,7 @@ class _Check:
     def __init__(
         self, facts: StoreFacts, registry: Registry, codec: Codec, *, crashed: bool
     ) -> None:
-        self._bodies: FileBodies = facts.bodies
+        self._bodies: LoadedBodies = facts.bodies
         self._registry = registry
         self._codec = codec
         self._crashed = crashed
@@ -166,7 +167,7 @@ class _Check:
         )  # fmt: skip
         rehearsal = rehearse(
             workflow, history, info, applied_seq=row["applied_seq"], codec=self._codec,
-            bodies=self._bodies, random_of=random.Random,
+            bodies=self._bodies, random_of=stream_of,
         )  # fmt: skip
         machine = rehearsal.machine
         try:
@@ -174,7 +175,9 @@ class _Check:
                 yield f"replay parks: {rehearsal.parking.error}"
                 return
             if row["status"] != "running":
-                yield from (f"replay writes {type(e).__name__} {e.key}" for e in rehearsal.batch.facts)
+                yield from (
+                    f"replay writes {type(e).__name__} {e.key}" for e in rehearsal.batch.facts
+                )
             if _ended(run):
                 yield from self._same_end(run, machine.ending)
             if machine.attributes != row["attributes"]:
@@ -337,14 +340,17 @@ def outcomes(segment: Sequence[ev.AnyEvent]) -> Iterator[str]:
         if intent is not None:
             intents.add((intent, event.key))
         needs = _needs(event)
+        if isinstance(event, ev.ActivityStarted) and ("call", event.key) in settled:
+            yield f"{event.key}: attempt {event.attempt} starts after its outcome was recorded"
         if needs is None:
             continue
         if (needs, event.key) not in intents:
             yield f"{type(event).__name__} {event.key} at {event.seq} has no intent"
         if _is_final(event):
-            if (needs, event.key) in settled:
+            kind = needs.partition(" ")[0].replace("attempt", "call")
+            if (kind, event.key) in settled:
                 yield f"{event.key} has two outcomes, the second at {event.seq}"
-            settled[needs, event.key] = event.seq
+            settled[kind, event.key] = event.seq
 
 
 def _intent_of(event: ev.AnyEvent) -> str | None:

@@ -24,6 +24,7 @@ from agentflow.errors import (
     NonRetryableError,
     PayloadError,
     ProviderError,
+    ResponseLostError,
     RetryLater,
     UsageError,
 )
@@ -106,6 +107,8 @@ class Attempt:
         self._deliver = deliver
         self._granted = command.granted
         self._records: list[AttemptRecord] = []
+        self._previous_ref = self._ref_known = command.call.provider_ref
+        self._is_late = False
         self._offset = 0
         self._beat_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -124,7 +127,7 @@ class Attempt:
             arrival = Arrival(event=ev.ActivityCancelled(key=self.call.key, attempt=self.number))
         except Exception as error:  # noqa: BLE001 -- every failure is data
             arrival = self._failed(activity.options, error)
-        arrival.ledger = self._ledger()
+        arrival.ledger = self._ledger(arrival.event)
         sync_point("outcome.before_delivery")
         self._deliver(arrival)
         sync_point("outcome.after_delivery")
@@ -156,6 +159,8 @@ class Attempt:
             on_record=self._record,
             on_item=self._item if watched else None,
             on_ref=self._ref,
+            previous_ref=self._previous_ref,
+            is_abandoned=lambda: self._is_late or call.cancel_recorded,
         )
 
     def arguments(self, activity: ActivityDefinition[..., Any]) -> dict[str, Any]:
@@ -177,7 +182,8 @@ class Attempt:
         self._beat_at = started = self._loop.time()
         try:
             await self._watch(work, started, left, options.heartbeat)
-        except BaseException:
+        except BaseException as error:
+            self._is_late = isinstance(error, ActivityTimeoutError)
             work.cancel()
             if activity.is_async:  # what it has to say of its end (its cost) belongs to the outcome
                 await asyncio.wait({work}, timeout=_LAST_WORDS_SECONDS)
@@ -259,13 +265,24 @@ class Attempt:
         return Arrival(event=event, value=value, has_value=True, parts=parts)
 
     def _failed(self, options: ActivityOptions, error: Exception) -> Arrival:
+        if options.resumes and self._previous_ref and isinstance(error, ResponseLostError):
+            # What the dead process asked for is gone: no failure of this attempt, which asked
+            # nothing. Now the doubt is one like others, and the policy decides.
+            return Arrival(
+                event=ev.ActivityInDoubt(
+                    key=self.call.key, attempt=self.number, policy=options.doubt_policy
+                )
+            )
         parts = Parts()
         failure, payload = encode_failure(error, self._house.codec, parts)
+        retry_at_ms = self._retry_at_ms(options, error)
+        goes_on = options.resumes and isinstance(error, ProviderError) and error.in_flight
         event = ev.ActivityFailed(
             key=self.call.key,
             payload=payload,
             attempt=self.number,
-            retry_at_ms=self._retry_at_ms(options, error),
+            retry_at_ms=retry_at_ms,
+            provider_ref=self._ref_known if goes_on and retry_at_ms is not None else None,
         )
         return Arrival(event=event, value=failure, has_value=True, parts=parts)
 
@@ -295,11 +312,14 @@ class Attempt:
                 return None
         return at_ms
 
-    def _ledger(self) -> list[LedgerWrite]:
+    def _ledger(self, outcome: ev.AnyEvent) -> list[LedgerWrite]:
         now = self._house.clock.now_ms()
+        # What the next attempt fetches, the next attempt books.
+        later = isinstance(outcome, ev.ActivityFailed) and outcome.provider_ref is not None
         return [
             LedgerWrite(key=self.call.key, attempt=self.number, at_ms=now, record=record)
             for record in self._records
+            if not (later and record.status == "in_doubt")
         ]
 
     # -- what the activity may say while it runs
@@ -328,10 +348,19 @@ class Attempt:
         self._offset += 1
         sync_point("stream.after_delta")
 
-    def _ref(self, ref: str) -> None:
+    def _ref(self, ref: str) -> asyncio.Future[None]:
+        """Deliver a handle; return a future that is done once it is committed."""
+        committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def mark() -> None:
+            if not committed.done():
+                committed.set_result(None)
+
+        self._ref_known = ref
         event = ev.ActivityProgressed(key=self.call.key, attempt=self.number, provider_ref=ref)
         sync_point("progress.before_delivery")
-        self._deliver(Arrival(event=event))
+        self._deliver(Arrival(event=event, parts=Parts(on_commit=[mark])))
+        return committed
 
 
 class _Fresh:

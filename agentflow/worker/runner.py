@@ -237,7 +237,7 @@ class Runner:
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is in flight."""
-        return not self._attempts and not self._appending and not self._scheduled
+        return not (self._attempts or self._appending or self._scheduled or self._helpers)
 
     @property
     def is_gone(self) -> bool:
@@ -431,11 +431,15 @@ class Runner:
     def _doubtful(self, machine: Machine, batch: Batch) -> list[LedgerWrite]:
         """Return ledger entries of attempts that this batch says are in doubt."""
         found = []
+        told = {(entry.key, entry.attempt) for entry in batch.ledger}
         for fact in batch.facts:
-            if not isinstance(fact, ev.ActivityInDoubt) or fact.key is None:
+            if not isinstance(fact, (ev.ActivityInDoubt, ev.ActivityCancelled)) or fact.key is None:
                 continue
-            asked = machine.calls[fact.key].activity_call
-            record = doubt_record(asked) if asked is not None else None
+            call = machine.calls[fact.key]
+            if (fact.key, fact.attempt) in told or not _is_unbooked(fact, call):
+                continue
+            asked, ref = call.activity_call, call.provider_ref
+            record = doubt_record(asked, response_id=ref) if asked is not None else None
             if record is not None:
                 found.append(
                     LedgerWrite(
@@ -653,17 +657,31 @@ class Runner:
         task.add_done_callback(done)
 
 
+def _is_unbooked(fact: ev.ActivityInDoubt | ev.ActivityCancelled, call: Call) -> bool:
+    """Return whether nobody after *fact* will tell the ledger what the attempt cost.
+
+    An attempt that fetches what an earlier one asked for books it, once; if that one is never to
+    start, because nobody waits any more, its cost is unknown for good.
+    """
+    if isinstance(fact, ev.ActivityInDoubt):
+        return fact.policy != "resume"
+    return call.provider_ref is not None
+
+
 def _without_stale(arrivals: list[Arrival]) -> list[Arrival]:
     """Drop a provider's handle that comes together with the outcome of its call.
 
     The handle is for a call that is still in flight when the process dies; this one no longer is.
     """
     done = {a.event.key for a in arrivals if a.event.outcome}
-    return [
-        a
-        for a in arrivals
-        if not (isinstance(a.event, ev.ActivityProgressed) and a.event.key in done)
-    ]
+    kept: list[Arrival] = []
+    for arrival in arrivals:
+        if isinstance(arrival.event, ev.ActivityProgressed) and arrival.event.key in done:
+            for mark in arrival.parts.on_commit if arrival.parts is not None else ():
+                mark()  # who waits for the commit need not wait any longer
+        else:
+            kept.append(arrival)
+    return kept
 
 
 class _Bodies:

@@ -122,6 +122,11 @@ class Worker:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._break(error)
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing is in flight: no attempt, no commit, no message to a child."""
+        return all(runner.is_quiet for runner in self._runners.values())
+
     async def stop(self) -> None:
         """Stop at the next safe point: nothing new starts, attempts in flight may settle."""
         self._stopping = True
@@ -129,7 +134,7 @@ class Worker:
             runner.stop()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._options.drain_seconds
-        while any(not r.is_quiet for r in self._runners.values()) and loop.time() < deadline:
+        while not self.is_quiet and loop.time() < deadline:
             await asyncio.sleep(0.01)
         await self._leave()
 
@@ -306,7 +311,7 @@ class Worker:
         if wake is not None and len(self._runners) < self._options.max_active:
             times.append(max(wake, now + 1))
         seconds = (min(times) - now) / 1000 if times else _IDLE_SECONDS
-        sleeper = asyncio.ensure_future(self._clock.sleep(max(0.0, min(seconds, 3600.0))))
+        sleeper = asyncio.ensure_future(self._clock.sleep(max(0.0, seconds)))
         waiter = asyncio.ensure_future(self._wake.wait())
         try:
             await asyncio.wait({sleeper, waiter}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,12 +1,16 @@
 """What is SQLite's own: the file, its owner, its locks, its damages."""
 
+# ruff: noqa: ASYNC240, S608 -- nothing else runs on these loops; no value from outside
+
 from __future__ import annotations
 
 import asyncio
 import os
 import sqlite3
 import stat
-from collections.abc import Awaitable, Callable
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -26,10 +30,11 @@ from agentflow.errors import (
     StoreError,
     UnknownEventError,
 )
-from agentflow.history.events import ActivityCompleted, TimerStarted
-from agentflow.protocols import Append, Appended, RunFilter, RunRow
+from agentflow.history.events import ActivityCompleted, AnyEvent, TimerStarted
+from agentflow.protocols import Append, Appended, RunFilter, RunRow, Start
 from agentflow.storage import SqlStore, views
 from agentflow.storage.database import each
+from agentflow.storage.dialect import Faults
 from agentflow.storage.dialects import sqlite
 from agentflow.storage.dialects.sqlite import SqliteDialect
 from agentflow.storage.statement import Tx
@@ -105,10 +110,10 @@ def test_the_file_is_private_whatever_the_umask(tmp_path: Path) -> None:
         await store.open()
         await store.try_own("w1")
         await World(store, StoppedClock()).start()
-        modes = {stat.S_IMODE(p.stat().st_mode) for p in tmp_path.iterdir()}
-        assert {p.name for p in tmp_path.iterdir()} >= {"a.db", "a.db-wal", "a.db.owner"}
+        files = {p.name: p.stat() for p in tmp_path.iterdir()}
+        assert set(files) >= {"a.db", "a.db-wal", "a.db.owner"}
         await store.close()
-        return modes
+        return {stat.S_IMODE(file.st_mode) for file in files.values()}
 
     before = os.umask(0)
     try:
@@ -215,12 +220,107 @@ async def test_a_watcher_whose_loop_is_closed_is_forgotten(w: World, path: Path)
 async def test_a_forked_store_refuses_to_work(w: World, path: Path) -> None:
     """SQLite connections must not be carried over a fork."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sqlite.os, "getpid", lambda: -1)
+        patch.setattr(os, "getpid", lambda: -1)
 
         await raises(StoreError, w.start())
         await raises(StoreError, w.store.get_run("default", "@last"))
 
     await w.start()
+
+
+OWNER = """
+import asyncio, sys
+from agentflow.storage import SqlStore
+
+async def main():
+    store = SqlStore.sqlite(sys.argv[1])
+    await store.open()
+    print(await store.try_own("theirs"), flush=True)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.crash
+def test_a_killed_owner_is_succeeded_at_once(tmp_path: Path) -> None:
+    """The kernel lets go of the lock when the process dies."""
+    path = tmp_path / "a.db"
+
+    async def scenario() -> None:
+        store = make(path, StoppedClock())
+        await store.open()
+        assert not await store.try_own("mine")
+        other.kill()
+        other.wait()
+        assert await store.try_own("mine")
+        await store.close()
+
+    command = [sys.executable, "-c", OWNER, f"sqlite:///{path}"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"True\n"
+        asyncio.run(scenario())
+
+
+# -- group commit
+
+
+class Counter(Faults):
+    """Counts commits."""
+
+    commits = 0
+
+    def after_commit(self) -> None:
+        """Count one more."""
+        self.commits += 1
+
+
+def test_appends_that_are_ready_share_a_commit(tmp_path: Path) -> None:
+    """A hundred runs, a handful of commits."""
+
+    async def scenario() -> int:
+        clock, counter = StoppedClock(), Counter()
+        store = make(tmp_path / "a.db", clock, faults=counter)
+        await store.open()
+        w = World(store, clock)
+        await store.start([w.new(f"run-{i}") for i in range(100)])
+        rows = [c.row for c in await w.claim()]
+        counter.commits = 0
+        async with asyncio.TaskGroup() as group:
+            for row in rows:
+                group.create_task(store.append(w.batch(row, [scheduled()])))
+        assert {(await w.row(row)).next_seq for row in rows} == {3}
+        await store.close()
+        return counter.commits
+
+    assert asyncio.run(scenario()) <= 5
+
+
+def test_a_verb_with_a_bug_hurts_nobody_else(tmp_path: Path) -> None:
+    """Its caller gets the error; what shares the commit is written."""
+
+    def buggy(tx: Tx, arguments: Sequence[int]) -> list[int]:
+        tx.cursor.execute("DELETE FROM runs")
+        return [1 // argument for argument in arguments]
+
+    @in_file
+    async def scenario(w: World, path: Path) -> None:
+        assert isinstance(w.store, SqlStore)
+        write = w.store._db.write
+        answers = await asyncio.gather(  # noqa: TID251 -- all in one commit
+            w.start("r1"),
+            write(buggy, 0),
+            write(buggy, 0),
+            w.start("r2"),
+            return_exceptions=True,
+        )
+        assert [type(a) for a in answers[1:3]] == [ZeroDivisionError, ZeroDivisionError]
+        assert [r.id for r in await w.store.list_runs(RunFilter())] == ["r2", "r1"]
+        await raises(ZeroDivisionError, write(buggy, 0))
+        assert len(await w.store.list_runs(RunFilter())) == 2
+
+    scenario(tmp_path)
 
 
 # -- locks and full disks
@@ -305,19 +405,23 @@ async def three_events(w: World) -> RunRow:
     parts = Parts()
     payload = w.payload("y" * 999, parts)
     await w.store.append(w.batch(row, [scheduled()], [starting()]))
-    row = await w.append(
+    return await w.append(
         await w.row(row),
         ActivityCompleted(key="main/f#1", attempt=1, payload=payload),
         replace(scheduled("main/g#1"), payload=w.payload("small")),
         parts=parts,
         ledger=[entry()],
     )
-    return row
 
 
+ALTERED_3 = "altered row: event 3 (or event 2 with its hash)"
+HASH_3 = "broken link: the hash of event 3 was altered"
+NOT_FIRST = "the run says workflow 'x', its first event does not"
+NOT_ENDED = "the run says completed, its last event says not ended"
+NOT_SUMMED = "attempt 1 (main/f#1): its cost lines are not its amount"
 DAMAGES = [
-    ("UPDATE events SET key = 'x' WHERE seq = 3", ["altered row: event 3 (or event 2 with its hash)"]),
-    ("UPDATE events SET hash = x'00' WHERE seq = 3", ["broken link: the hash of event 3 was altered"]),
+    ("UPDATE events SET key = 'x' WHERE seq = 3", [ALTERED_3]),
+    ("UPDATE events SET hash = x'00' WHERE seq = 3", [HASH_3]),
     (
         "UPDATE events SET hash = x'00' WHERE seq = 5",
         ["broken link: the hash of event 5 was altered"],
@@ -328,11 +432,11 @@ DAMAGES = [
         "UPDATE runs SET chain_hash = x'00'",
         ["broken link: the run's head is not the hash of event 5"],
     ),
-    ("UPDATE runs SET workflow = 'x'", ["the run says workflow 'x', its first event does not"]),
-    ("UPDATE runs SET status = 'completed'", ["the run says completed, its last event says not ended"]),
+    ("UPDATE runs SET workflow = 'x'", [NOT_FIRST]),
+    ("UPDATE runs SET status = 'completed'", [NOT_ENDED]),
     ("UPDATE runs SET applied_seq = 9", ["the run says that event 9 was applied"]),
     ("UPDATE events SET body = x'0033' WHERE seq = 5", ["altered body: the payload of event 5"]),
-    ("UPDATE cost_lines SET amount_pico_usd = 4", ["attempt 1 (main/f#1): its cost lines are not its amount"]),
+    ("UPDATE cost_lines SET amount_pico_usd = 4", [NOT_SUMMED]),
 ]  # fmt: skip
 
 
@@ -393,7 +497,7 @@ async def test_a_parked_run_costs_less_than_two_kilobytes(w: World, path: Path) 
     question = "Which of the new papers on durable execution should I read first?"
     await w.store.start([w.new(id_, input=question) for id_ in ids])
     claimed = await w.claim(limit=count)
-    for facts, starts, more in (
+    appends: tuple[tuple[list[AnyEvent], list[Start], dict[str, Any]], ...] = (
         ([scheduled()], [starting()], {}),
         (
             [
@@ -403,7 +507,8 @@ async def test_a_parked_run_costs_less_than_two_kilobytes(w: World, path: Path) 
             [],
             {"status": "waiting", "wake_at_ms": FIRST_MS + 10**9, "release": True},
         ),
-    ):
+    )
+    for facts, starts, more in appends:
         rows = await w.store.get_runs([c.row.pk for c in claimed])
         batches = [w.batch(row, facts, starts, **more) for row in rows]
         async with asyncio.TaskGroup() as group:
@@ -522,7 +627,7 @@ async def test_appends_of_two_loops_share_a_store(w: World, path: Path) -> None:
     batch = w.batch(row, [scheduled()])
 
     def elsewhere(one: Append) -> Appended:
-        return asyncio.run(w.store.append(one))  # type: ignore[arg-type]
+        return asyncio.run(w.store.append(one))
 
     answer = await asyncio.to_thread(elsewhere, batch)
 

@@ -13,16 +13,16 @@ from typing import Any
 
 import agentflow
 from agentflow.client import Run
-from agentflow.errors import RunCancelledError, RunFailedError
-from agentflow.protocols import ENDED
+from agentflow.errors import RunCancelledError, RunFailedError, RunParkedError
+from agentflow.protocols import ENDED, PARKED
 from agentflow.sync_point import arm
 from agentflow.testing.clock import FastClock
-from agentflow.testing.facts import read_file
+from agentflow.testing.facts import StoreFacts, read_file
 from agentflow.testing.verify import Effect, problems
 from agentflow.worker.worker import WorkerOptions
-from tests.crash import workloads
+from tests.crash import planted, workloads
 from tests.crash.counter import Outside
-from tests.crash.workloads import WORKLOADS, Workload
+from tests.crash.workloads import SPECIAL, WORKLOADS, Workload
 
 FACTOR = 300.0  # seconds of a workload's clock per real second
 
@@ -75,6 +75,9 @@ def perform(spec: Spec) -> dict[str, Any]:
     try:
         if spec.mode == "verify":
             return check(spec, outside)
+        outside.ask("note", name="process")
+        workloads.EDITION[:] = [outside.ask("noted", name="process")]
+        planted.plant(spec.options.get("plant", ""))
         trap = Trap(spec.point, spec.hit)
         arm(trap)
         outcome = asyncio.run(live(spec))
@@ -85,7 +88,7 @@ def perform(spec: Spec) -> dict[str, Any]:
 
 async def live(spec: Spec) -> Any:
     """Start or resume the workload's run and wait for its end."""
-    workload = WORKLOADS[spec.workload]
+    workload = known(spec.workload)
     options = WorkerOptions(quarantine_after=spec.quarantine_after)
     async with agentflow.open(
         f"sqlite:///{spec.database}",
@@ -97,8 +100,8 @@ async def live(spec: Spec) -> Any:
         workloads.OUTSIDE[0].ask("ack", what=["run", run.id])
         people = asyncio.ensure_future(_operate(workload, flow, run))
         try:
-            outcome = await _ending(run)
-            while any(row.status not in ENDED for row in await flow.list()):
+            outcome = await _ending(run, retried=workload.retried)
+            while any(row.status not in ENDED | PARKED for row in await flow.list()):  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             return outcome
         finally:
@@ -111,27 +114,43 @@ async def _operate(workload: Workload, flow: agentflow.Flow, run: Run[Any]) -> N
         await workload.operate(flow, run)
 
 
-async def _ending(run: Run[Any]) -> Any:
-    try:
-        return await run.result()
-    except RunCancelledError:
-        return ["cancelled", ""]
-    except RunFailedError as e:
-        return ["failed", e.message.partition(": ")[2]]
+async def _ending(run: Run[Any], *, retried: bool) -> Any:
+    while True:
+        try:
+            return await run.result()
+        except RunCancelledError:
+            return ["cancelled", ""]
+        except RunParkedError as e:
+            return [e.data["status"], ""]
+        except RunFailedError as e:
+            if not retried:
+                return ["failed", e.message.partition(": ")[2]]
+            workloads.OUTSIDE[0].ask("note", name="mended")
+            await run.retry(actor="ann")
+
+
+def known(name: str) -> Workload:
+    """Return a workload, special ones too."""
+    return WORKLOADS.get(name) or SPECIAL[name]
 
 
 def check(spec: Spec, outside: Outside) -> dict[str, Any]:
     """Verify the workload's database against what the outside world counted."""
     counted = outside.ask("list")
+    prompts = [e["value"] for e in counted if e["op"] == "end" and "/prompted" in e["key"]]
+    workloads.EDITION[:] = [int(prompts[-1].split()[1])] if prompts else []
     effects = [
         Effect(
-            run_id=e["run"], key=e["key"], attempt=e["attempt"], idempotency_key=e["idem"],
+            run_id=e["run"],
+            key=e["key"],
+            attempt=e["attempt"],
+            idempotency_key=e["idem"],
             epoch=e["epoch"],
-        )  # fmt: skip
+        )
         for e in counted
         if e["op"] == "begin"
     ]
-    workload = WORKLOADS[spec.workload]
+    workload = known(spec.workload)
     path = Path(spec.database)
     found = problems(
         path, effects=effects, counted=workload.counted, crashed=not spec.options.get("clean")
@@ -141,7 +160,7 @@ def check(spec: Spec, outside: Outside) -> dict[str, Any]:
     found += [
         f"run {run.row['id']} is {run.row['status']}"
         for run in facts.runs
-        if run.row["status"] not in {"completed", "failed", "cancelled"}
+        if run.row["status"] not in {"completed", "failed", "cancelled", "quarantined"}
     ]
     kinds = Counter(row.kind for run in facts.runs for row in run.rows)
     return {
@@ -153,12 +172,12 @@ def check(spec: Spec, outside: Outside) -> dict[str, Any]:
     }
 
 
-def _unheard(facts: Any, acknowledged: list[list[str]]) -> list[str]:
+def _unheard(facts: StoreFacts, acknowledged: list[list[str]]) -> list[str]:
     """Return what was acknowledged to the outside and is not in the log."""
     known = {("run", run.row["id"]) for run in facts.runs}
     for run in facts.runs:
         for row in run.rows:
-            text = (row.data + (row.body or b"").decode("utf-8", "replace"))
+            text = row.data + (row.body or b"").decode("utf-8", "replace")
             known |= {(kind, name) for kind, name in acknowledged if name in text}
-    return [f"{kind} {name} was acknowledged and lost" for kind, name in acknowledged
-            if (kind, name) not in known]  # fmt: skip
+    lost = [(kind, name) for kind, name in acknowledged if (kind, name) not in known]
+    return [f"{kind} {name} was acknowledged and lost" for kind, name in lost]

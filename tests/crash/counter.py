@@ -36,6 +36,8 @@ class Counter:
             case "done":
                 ended = [e for e in trial if e["op"] == "end" and e["idem"] == asked["idem"]]
                 return ended[-1]["value"] if ended else None
+            case "noted":
+                return sum(e["op"] == "note" and e["name"] == asked["name"] for e in trial)
             case "acked":
                 return [e["what"] for e in trial if e["op"] == "ack"]
             case _:
@@ -95,7 +97,7 @@ class Outside:
 
     def __init__(self, path: str, trial: str) -> None:
         self._path = path
-        self._trial = trial
+        self.trial = trial
         self._socket: socket.socket | None = None
         self._file: Any = None
         self._lock = threading.Lock()
@@ -107,7 +109,7 @@ class Outside:
                 self._socket = socket.socket(socket.AF_UNIX)
                 self._socket.connect(self._path)
                 self._file = self._socket.makefile("rb")
-            line = json.dumps({"op": op, "trial": self._trial, **facts}).encode()
+            line = json.dumps({"op": op, "trial": self.trial, **facts}).encode()
             self._socket.sendall(line + b"\n")
             return json.loads(self._file.readline())
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.crash.child import Spec
+from tests.crash.child import Spec, known
 from tests.crash.counter import Outside, running_counter
 from tests.crash.forkserver import ForkServer, Reply
 from tests.crash.workloads import WORKLOADS
@@ -42,12 +42,14 @@ class Trial:
     Attributes:
         kills: One per process, in order; the process after the last one runs to the end.
         seed: Instead of kills: kill at random times until the run ends.
+        plant: A bug that every process gets; see planted.py.
     """
 
     workload: str
     kills: tuple[Kill, ...] = ()
     seed: int | None = None
     durability: str = "process"
+    plant: str = ""
 
     def __str__(self) -> str:
         """Return a name that a person can run again."""
@@ -97,6 +99,7 @@ class Laboratory:
             base_ms=int(time.time() * 1000),
             durability=trial.durability,
             quarantine_after=0 if trial.seed is not None else 3,
+            options={"plant": trial.plant},
         )
         result = Result(trial)
         reply = _kill_and_restart(server, spec, trial, result)
@@ -137,7 +140,7 @@ def _judge(server: ForkServer, spec: Spec, result: Result, reply: Reply) -> None
     if reply.error:
         result.problems.append(reply.error)
     result.hits = reply.report.get("hits", {})
-    outcome, expected = reply.report.get("outcome"), WORKLOADS[spec.workload].expected
+    outcome, expected = reply.report.get("outcome"), known(spec.workload).expected
     if not reply.error and not reply.hung and outcome != expected:
         result.problems.append(f"it ended with {outcome!r}, not {expected!r}")
     clean = result.killed == 0

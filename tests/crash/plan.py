@@ -59,5 +59,3 @@ def mixed(trials: Sequence[Trial]) -> list[Trial]:
         replace(trial, durability="full") if i % FULL_SHARE == 0 else trial
         for i, trial in enumerate(trials)
     ]
-
-

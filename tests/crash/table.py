@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- crash-table -->", "<!-- /crash-table -->"
 TITLES = {
     "linear": "calls in sequence, two timers",
-    "gather": "gather of 5 branches × 2 calls",
-    "swap": "gather of 2 branches × 2 calls: answers never swap",
+    "gather": "gather of 5 branches x 2 calls",
+    "swap": "gather of 2 branches x 2 calls: answers never swap",
     "task_group": "TaskGroup with a failing tool",
     "race": "race, timeout",
     "approval": "approval, signal",
@@ -41,7 +41,7 @@ def row(name: str, results: Sequence[Result]) -> str:
     found = [p for r in results for p in r.problems]
     repeated, unflagged = sum(map(is_repeat, found)), sum(map(is_unflagged, found))
     wrong = sum(bool(r.problems) for r in results)
-    cells = [
+    cells: list[str | int] = [
         TITLES.get(name, name),
         len({kill.point for r in results for kill in r.trial.kills}),
         len(results),
@@ -52,7 +52,7 @@ def row(name: str, results: Sequence[Result]) -> str:
         repeated,
         unflagged,
     ]
-    return f"| {' | '.join(f'{c:,}' if isinstance(c, int) else c for c in cells)} |"
+    return f"| {' | '.join(c if isinstance(c, str) else f'{c:,}' for c in cells)} |"
 
 
 HEAD = (

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
+import signal
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -33,6 +35,7 @@ from agentflow.errors import RunEndedError, UsageError
 from agentflow.providers.scripted import call, script
 from tests.crash.counter import Outside
 
+HERE = ActivityContext()  # a default, so that type checkers accept calls without one
 OUTSIDE: list[Outside] = []  # the process's line to the counter, set after the fork
 
 
@@ -46,6 +49,7 @@ class Workload:
         operate: What people do to it meanwhile; it looks first at what was done before.
         counted: Activities whose every effect is counted.
         deep: Whether its recovery is killed too.
+        retried: Whether people mend what is wrong and retry the run when it fails.
     """
 
     name: str
@@ -54,26 +58,23 @@ class Workload:
     operate: Callable[[Flow, Run[Any]], Awaitable[None]] | None = None
     counted: tuple[str, ...] = ()
     deep: bool = False
+    retried: bool = False
 
 
+SPECIAL: dict[str, Workload] = {}  # not in the table: what they prove needs several processes
 WORKLOADS: dict[str, Workload] = {}
 
 
 def register(
-    name: str,
-    target: Any,
-    *args: Any,
-    expected: Any,
-    operate: Callable[[Flow, Run[Any]], Awaitable[None]] | None = None,
-    counted: tuple[str, ...] = (),
-    deep: bool = False,
+    name: str, target: Any, *args: Any, expected: Any, special: bool = False, **terms: Any
 ) -> None:
-    """Add a workload; its run has the workload's name as id."""
+    """Add a workload; its run has the workload's name as id. *terms* are fields of `Workload`."""
 
     async def start(flow: Flow) -> Run[Any]:
         return await flow.start(target, *args, id=name)
 
-    WORKLOADS[name] = Workload(name, start, expected, operate, counted, deep)
+    table = SPECIAL if special else WORKLOADS
+    table[name] = Workload(name, start, expected, **terms)
 
 
 class effect:  # noqa: N801 -- reads as a verb: `with effect(context)`
@@ -103,14 +104,14 @@ class effect:  # noqa: N801 -- reads as a verb: `with effect(context)`
 
 
 @activity
-async def step(number: int, context: ActivityContext) -> int:
+async def step(number: int, context: ActivityContext = HERE) -> int:
     """Return the square; the plainest activity there is."""
     with effect(context):
         return number * number
 
 
 @activity
-def blocking_step(number: int, context: ActivityContext) -> int:
+def blocking_step(number: int, context: ActivityContext = HERE) -> int:
     """Return the cube, from a thread."""
     with effect(context):
         return number**3
@@ -119,9 +120,7 @@ def blocking_step(number: int, context: ActivityContext) -> int:
 @workflow
 async def linear(n: int) -> list[int]:
     """One call after the other, async and sync, with a short and a long wait between."""
-    found = []
-    for i in range(n):
-        found.append(await step(i))
+    found = [await step(i) for i in range(n)]
     await asyncio.sleep(0.5)
     found.append(await blocking_step(n))
     await asyncio.sleep(10)
@@ -138,7 +137,7 @@ register(
 
 
 @activity
-async def question(branch: str, context: ActivityContext) -> str:
+async def question(branch: str, context: ActivityContext = HERE) -> str:
     """Return an answer that names its branch."""
     with effect(context):
         await asyncio.sleep(0.001 * (ord(branch[-1]) % 3))
@@ -146,7 +145,7 @@ async def question(branch: str, context: ActivityContext) -> str:
 
 
 @activity
-async def follow_up(branch: str, answer: str, context: ActivityContext) -> str:
+async def follow_up(branch: str, answer: str, context: ActivityContext = HERE) -> str:
     """Return an answer that names its branch and what it was told."""
     with effect(context):
         await asyncio.sleep(0.001 * (2 - ord(branch[-1]) % 3))
@@ -161,7 +160,7 @@ async def _branch(name: str) -> str:
 async def gather(n: int) -> list[str]:
     """Branches of two calls each, which end in any order."""
     names = [f"branch {chr(97 + i)}" for i in range(n)]
-    return list(await asyncio.gather(*map(_branch, names)))  # noqa: TID251 -- what it tests
+    return list(await asyncio.gather(*map(_branch, names)))
 
 
 def _answers(n: int) -> list[str]:
@@ -169,18 +168,15 @@ def _answers(n: int) -> list[str]:
     return [f"{name}: answer to {name}, really" for name in names]
 
 
-register(
-    "gather", gather, 5, expected=_answers(5), counted=("question", "follow_up"), deep=True
-)
+register("gather", gather, 5, expected=_answers(5), counted=("question", "follow_up"), deep=True)
 register("swap", gather, 2, expected=_answers(2), counted=("question", "follow_up"))
-
 
 
 # --- a TaskGroup with a failing tool --------------------------------------------------------
 
 
 @activity(retry=1)
-async def fragile(number: int, context: ActivityContext) -> int:
+async def fragile(number: int, context: ActivityContext = HERE) -> int:
     """Fail, after a while."""
     with effect(context):
         await asyncio.sleep(0.005)
@@ -189,7 +185,7 @@ async def fragile(number: int, context: ActivityContext) -> int:
 
 
 @activity
-async def slow(number: int, context: ActivityContext) -> int:
+async def slow(number: int, context: ActivityContext = HERE) -> int:
     """Take long; it is cancelled before it ends."""
     with effect(context):
         await asyncio.sleep(20)
@@ -225,7 +221,11 @@ async def _fragile(number: int) -> int:
 
 
 register(
-    "task_group", task_group, expected=[["ValueError: no 7 today"], 25], counted=("step",), deep=True
+    "task_group",
+    task_group,
+    expected=[["ValueError: no 7 today"], 25],
+    counted=("step",),
+    deep=True,
 )
 
 
@@ -259,7 +259,7 @@ register("race", race, expected=[4, "too slow", 16], counted=("step",))
 
 
 @activity(effect="once", on_doubt="retry")
-async def publish(text: str, context: ActivityContext) -> str:
+async def publish(text: str, context: ActivityContext = HERE) -> str:
     """Publish."""
     with effect(context):
         return f"published {text}"
@@ -273,7 +273,7 @@ async def approval() -> list[str]:
     note: str = await wait_signal("note", str)
     set_attributes(decided=decision.approved)
     said = await publish(f"{drafted} by {decision.by}")
-    return [said, note.split()[0]]
+    return [said, note.partition(" ")[0]]
 
 
 async def _decide(flow: Flow, run: Run[Any], *, kinds: tuple[str, ...] = ("question",)) -> None:
@@ -376,14 +376,14 @@ register("continue_as_new", segments, 3, expected=14, counted=("step",))
 
 
 @tool(effect="idempotent")
-async def look_up(city: str, context: ActivityContext) -> str:
+async def look_up(city: str, context: ActivityContext = HERE) -> str:
     """Look up the weather."""
     with effect(context):
         return f"rain in {city}"
 
 
 @tool(effect="once", needs_approval=True, on_doubt="retry")
-async def send_mail(text: str, context: ActivityContext) -> str:
+async def send_mail(text: str, context: ActivityContext = HERE) -> str:
     """Send a mail."""
     with effect(context):
         return f"sent {text}"
@@ -398,7 +398,10 @@ script(
     ],
 )
 forecaster = Agent(
-    "forecaster", model="scripted:crash-weather", tools=[look_up, send_mail], instructions="Be brief."
+    "forecaster",
+    model="scripted:crash-weather",
+    tools=[look_up, send_mail],
+    instructions="Be brief.",
 )
 
 
@@ -439,7 +442,7 @@ def _happened(name: str, context: ActivityContext) -> str:
 
 
 @activity(effect="once", reconcile=_happened)
-async def book(name: str, context: ActivityContext) -> str:
+async def book(name: str, context: ActivityContext = HERE) -> str:
     """Book; a second booking would cost."""
     if name == "car":
         msg = "no car"
@@ -450,7 +453,7 @@ async def book(name: str, context: ActivityContext) -> str:
 
 
 @activity
-async def undo(name: str, context: ActivityContext) -> str:
+async def undo(name: str, context: ActivityContext = HERE) -> str:
     """Undo a booking; harmless to repeat."""
     with effect(context):
         return f"{name} undone"
@@ -466,8 +469,7 @@ async def saga(names: list[str]) -> list[str]:
             said.append(await book(name))
             done.append(name)
     except ActivityError:
-        for name in reversed(done):
-            said.append(await undo(name))
+        said += [await undo(name) for name in reversed(done)]
     return said
 
 
@@ -488,7 +490,7 @@ async def cancelled() -> None:
     """Wait for ever; clean up when somebody cancels."""
     await step(1)
     try:
-        await asyncio.gather(asyncio.sleep(1_000_000), slow(1))  # noqa: TID251
+        await asyncio.gather(asyncio.sleep(1_000_000), slow(1))
     finally:
         await step(2)
 
@@ -512,7 +514,7 @@ PATIENT = RetryPolicy(max_attempts=3, initial=timedelta(seconds=1), jitter=0)
 
 
 @activity(retry=PATIENT)
-async def flaky(context: ActivityContext) -> int:
+async def flaky(context: ActivityContext = HERE) -> int:
     """Fail once."""
     with effect(context):
         if context.attempt < 2:
@@ -522,7 +524,7 @@ async def flaky(context: ActivityContext) -> int:
 
 
 @activity(retry=PATIENT)
-async def hopeless(context: ActivityContext) -> int:
+async def hopeless(context: ActivityContext = HERE) -> int:
     """Fail always."""
     with effect(context):
         msg = "hopeless"
@@ -549,14 +551,14 @@ HUGE_CHARS = 300_000
 
 
 @activity
-async def make_huge(seed: int, context: ActivityContext) -> str:
+async def make_huge(seed: int, context: ActivityContext = HERE) -> str:
     """Return text that does not compress well."""
     with effect(context):
         return random.Random(seed).randbytes(HUGE_CHARS // 2).hex()
 
 
 @activity
-async def digest_huge(text: str, context: ActivityContext) -> str:
+async def digest_huge(text: str, context: ActivityContext = HERE) -> str:
     """Return a digest of a long argument."""
     with effect(context):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -576,3 +578,74 @@ register(
     expected=[HUGE_CHARS, _EXPECTED_HUGE.hexdigest()[:12], HUGE_CHARS],
     counted=("make_huge", "digest_huge"),
 )
+
+
+# --- an operator's retry --------------------------------------------------------------------
+
+
+@activity(retry=1)
+async def unlucky(context: ActivityContext = HERE) -> str:
+    """Fail until somebody has mended the outside."""
+    with effect(context):
+        if not OUTSIDE[0].ask("noted", name="mended"):
+            msg = "not mended"
+            raise ValueError(msg)
+        return "mended"
+
+
+@workflow
+async def reopened() -> list[Any]:
+    """Fail; when it is retried, what was recorded before is not paid again."""
+    before = await step(6)
+    return [before, await unlucky(), await step(7)]
+
+
+register(
+    "reopened", reopened, expected=[36, "mended", 49], counted=("step", "unlucky"), retried=True
+)
+
+
+# --- a prompt that every process edits ------------------------------------------------------
+
+EDITION: list[int] = []  # number of this process, as the outside counts them
+
+
+@activity
+async def prompted(text: str, context: ActivityContext = HERE) -> str:
+    """Answer a prompt."""
+    with effect(context, text):
+        return f"answer to {text}"
+
+
+@workflow(on_mismatch="recall")
+async def edited() -> bool:
+    """Never answered from another edition's record."""
+    kept = await step(8)
+    prompt = f"edition {EDITION[0]}"
+    answer = await prompted(prompt)
+    again = await prompted(f"{prompt} again")
+    return kept == 64 and answer == f"answer to {prompt}" and again == f"answer to {prompt} again"
+
+
+register("edited", edited, expected=True, counted=("step", "prompted"))
+
+
+# --- special: a run that kills its worker, and one beside it --------------------------------
+
+
+@activity
+async def deadly(context: ActivityContext = HERE) -> None:
+    """Kill the process."""
+    with effect(context):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@workflow
+async def killer() -> None:
+    """Kill every worker that touches it."""
+    await step(1)
+    await deadly()
+
+
+register("killer", killer, expected=["quarantined", ""], special=True)
+register("beside", linear, 2, expected=[0, 1, 8, 4], special=True)

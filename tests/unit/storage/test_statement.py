@@ -1,0 +1,54 @@
+"""Statements that are compiled once."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import bindparam, select
+
+from agentflow.errors import StoreError
+from agentflow.storage.dialects.sqlite import SqliteDialect
+from agentflow.storage.schema import events, inbox, runs
+from agentflow.storage.statement import ByKeys, Hot, const, insert_rows
+
+SQLITE = SqliteDialect("sqlite://")
+
+
+def test_values_must_be_named_in_the_order_of_the_sql() -> None:
+    """A caller that mixes them up is told at the first use, not by wrong rows."""
+    right = Hot(
+        lambda _: select(runs.c.pk).where(
+            runs.c.project == bindparam("project"), runs.c.id == bindparam("id")
+        ),
+        "project",
+        "id",
+    )
+    wrong = Hot(right._make, "id", "project")
+
+    assert "WHERE runs.project = ? AND runs.id = ?" in right.sql(SQLITE)
+    with pytest.raises(StoreError, match="binds"):
+        wrong.sql(SQLITE)
+
+
+def test_inserts_have_all_columns_in_their_order() -> None:
+    """Rows are tuples: the table's order is the contract."""
+    assert insert_rows(events).names == tuple(c.name for c in events.columns)
+    assert insert_rows(events).sql(SQLITE).count("?") == len(events.columns)
+
+
+def test_constants_are_literals() -> None:
+    """A partial index is found by a literal only; a literal is never a value from outside."""
+    statement = Hot(lambda _: select(inbox.c.row).where(inbox.c.done == const(0)))
+
+    assert statement.sql(SQLITE).endswith("inbox.done = 0")
+    with pytest.raises(StoreError):
+        const("x' OR '1'='1")
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(0, 1), (1, 1), (2, 8), (9, 64), (65, 256), (999, 256)]
+)
+def test_key_lists_come_in_few_sizes(count: int, size: int) -> None:
+    """So that few statements are prepared."""
+    by_keys = ByKeys(lambda keys: select(runs.c.pk).where(runs.c.pk.in_(keys)))
+
+    assert by_keys.sized(count)[0] == size
