@@ -182,7 +182,11 @@ def unsqueeze(stored: bytes) -> bytes:
     """Return the bytes that `squeeze` was given."""
     if stored[:1] != _DEFLATED:
         return stored[1:]
-    return zlib.decompressobj(wbits=-zlib.MAX_WBITS, zdict=_PRIMER).decompress(stored[1:])
+    reader = zlib.decompressobj(wbits=-zlib.MAX_WBITS, zdict=_PRIMER)
+    plain = reader.decompress(stored[1:])
+    if not reader.eof:
+        raise zlib.error("the compressed body ends too early")
+    return plain
 
 
 class PlainCipher:

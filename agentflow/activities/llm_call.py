@@ -19,7 +19,7 @@ from agentflow.codec import canonical
 from agentflow.engine.definition import ActivityContext, ActivityOptions
 from agentflow.engine.definitions import REGISTRY, Activity
 from agentflow.errors import ProviderError, ResponseLostError, UnknownModelError, UsageError
-from agentflow.ledger.entries import AttemptRecord, Priced
+from agentflow.ledger.entries import AttemptRecord, AttemptStatus, Priced
 from agentflow.llm.request import ModelRequest, ToolSpec
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.usage import Usage
@@ -235,9 +235,6 @@ class _Attempt:
     def failed(self, error: BaseException) -> None:
         """Record an attempt without an answer."""
         cancelled = isinstance(error, asyncio.CancelledError)
-        # Nobody knows what became of an answer that could not be fetched (and may be, later).
-        open_ = isinstance(error, ProviderError) and error.in_flight
-        open_ = open_ or (isinstance(error, ResponseLostError) and self._ctx.previous_ref is not None)
         data: dict[str, Any] = error.data if isinstance(error, ProviderError) else {}
         raw_usage = data.get("usage")
         line = (str(error).splitlines() or [""])[0]
@@ -246,7 +243,7 @@ class _Attempt:
                 kind="model",
                 name=self._ctx.label,
                 model_asked=self._request.model,
-                status="cancelled" if cancelled else "in_doubt" if open_ else "error",
+                status=self._status_of_failure(error),
                 priced=self._price_of_failure(error),
                 raw_usage=dict(raw_usage) if isinstance(raw_usage, dict) else {},
                 request_id=error.request_id if isinstance(error, ProviderError) else None,
@@ -255,6 +252,13 @@ class _Attempt:
                 error="" if cancelled else f"{type(error).__name__}: {line}",
             )
         )
+
+    def _status_of_failure(self, error: BaseException) -> AttemptStatus:
+        if isinstance(error, asyncio.CancelledError):
+            return "cancelled"
+        if isinstance(error, ResponseLostError) and self._ctx.previous_ref is not None:
+            return "in_doubt"  # this attempt asked for nothing; what became of the first is unknown
+        return "in_doubt" if isinstance(error, ProviderError) and error.in_flight else "error"
 
     def _price(
         self,
@@ -274,11 +278,10 @@ class _Attempt:
     def _price_of_failure(self, error: BaseException) -> Priced:
         if isinstance(error, UsageError):
             return Priced(status="not_billed", reason="nothing was sent")
-        if isinstance(error, ProviderError) and not (error.in_flight or self._ctx.previous_ref):
+        if isinstance(error, ProviderError) and self._ref is None:
             if not error.sent:
                 return Priced(status="not_billed", reason="the request never left")
-            began = self._ref is not None or "usage" in error.data
-            if error.status in _TURNED_DOWN and not began:
+            if error.status in _TURNED_DOWN and "usage" not in error.data:
                 return Priced(status="not_billed", reason=f"turned down with status {error.status}")
         return self._price(None, self._request.model)
 

@@ -33,7 +33,7 @@ from agentflow.cli import session
 from agentflow.cli.ending import cost_of
 from agentflow.cli.exit_code import ExitCode
 from agentflow.cli.option import Where, json_option
-from agentflow.cli.output import console, cost_json, cost_line, iso, now_ms, write_json
+from agentflow.cli.output import cost_json, cost_line, iso, now_ms, show, write_json
 from agentflow.errors import AgentflowError
 from agentflow.history import events as ev
 from agentflow.ledger.entries import usd
@@ -114,7 +114,6 @@ class Stage:
 
     def __init__(self, *, quiet: bool) -> None:
         self.quiet = quiet
-        self._console = console()
         self._lock = threading.Lock()
         self._quoted = ""
         self._news = threading.Condition()
@@ -123,7 +122,8 @@ class Stage:
         """Show something."""
         if not self.quiet:
             with self._lock:
-                self._console.print(renderable)
+                show(renderable)
+                sys.stdout.flush()
 
     def step(self, number: int, text: str) -> None:
         """Say what comes next."""

@@ -330,7 +330,7 @@ def data_of(event: AnyEvent) -> str:
     return _dumps(data)
 
 
-def event_from(  # noqa: PLR0913 -- the columns of one row
+def event_from(
     kind: str,
     *,
     seq: int,

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from agentflow.ledger.entries import PICO, CostLine, Priced
-from agentflow.ledger.rates import EXACT, SOURCE, Rate, Sheet
+from agentflow.ledger.entries import EXACT, PICO, CostLine, Priced
+from agentflow.ledger.rates import SOURCE, Rate, Sheet
 from agentflow.llm.usage import Usage
 
 FREE_FETCH = "no fee: what was fetched is in the input tokens"

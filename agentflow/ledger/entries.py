@@ -8,19 +8,28 @@ Python integers, so they never overflow.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from decimal import Decimal
+from decimal import Context, Decimal
 from typing import Any, Literal
 
+from agentflow.errors import UsageError
 from agentflow.llm.usage import Usage
 
 PICO = 1_000_000_000_000
+INT64 = 1 << 63
+"""An amount is smaller than this, so that it fits into a database's integers."""
 
-CostStatus = Literal["priced", "partial", "unpriced", "unknown_usage", "not_billed", "cached"]
+EXACT = Context(prec=60)
+"""Wide enough for quantity x price x factor, whatever the caller's decimal context is."""
+
+CostStatus = Literal[
+    "priced", "partial", "unpriced", "unknown_usage", "not_billed", "cached", "adjusted"
+]
 """How far a cost is known.
 
 priced: every unit has a price · partial: some unit is not understood, the amount is a lower
 bound · unpriced: no price for this model · unknown_usage: the provider did not say what it
-used · not_billed: known to be free · cached: answered from an earlier call.
+used · not_billed: known to be free · cached: answered from an earlier call · adjusted: no
+attempt at all but an amount that somebody booked.
 """
 
 AttemptStatus = Literal["ok", "error", "in_doubt", "cancelled"]
@@ -85,7 +94,7 @@ class AttemptRecord:
     """One physical attempt of a model call (or a tool that costs money), as the ledger keeps it.
 
     Attributes:
-        kind: ``model`` or ``tool``.
+        kind: ``model`` or ``tool``; ``adjustment`` is an amount that somebody booked later.
         name: Agent's or tool's name.
         model_asked: ``provider:name`` as asked; empty for tools.
         model_served: ``provider:name`` as served, if known.
@@ -98,9 +107,12 @@ class AttemptRecord:
         tier: Service tier as served.
         latency_ms: Time from send to outcome, milliseconds.
         error: One line, where it failed.
+        context: Facts that changed the price; `agentflow.ledger.rules` has the table.
+        priced_at_ms: Time whose prices were used, in ms since the epoch; None = not kept.
+        actor: Who booked it, for adjustments.
     """
 
-    kind: Literal["model", "tool"]
+    kind: Literal["model", "tool", "adjustment"]
     name: str
     model_asked: str = ""
     model_served: str | None = None
@@ -113,6 +125,9 @@ class AttemptRecord:
     tier: str | None = None
     latency_ms: int = 0
     error: str = ""
+    context: dict[str, str] = field(default_factory=dict)
+    priced_at_ms: int | None = None
+    actor: str = ""
 
 
 def usd(amount_pico_usd: int) -> Decimal:
@@ -122,3 +137,59 @@ def usd(amount_pico_usd: int) -> Decimal:
     Decimal('1.25')
     """
     return (Decimal(amount_pico_usd) / PICO).normalize() + Decimal(0)
+
+
+def pico_usd(amount_usd: Decimal) -> int:
+    """Return dollars as pico-USD.
+
+    Raises:
+        UsageError: the amount is no finite number, finer than a pico-USD, or too large.
+
+    >>> pico_usd(Decimal("-0.31"))
+    -310000000000
+    """
+    amount = EXACT.multiply(amount_usd, PICO) if amount_usd.is_finite() else Decimal("NaN")
+    if not amount.is_finite() or amount != amount.to_integral_value() or abs(amount) >= INT64:
+        raise UsageError(
+            f"{amount_usd} is no amount of dollars",
+            hint="Write a finite number, to the pico-dollar at most, under 9.2 million.",
+        )
+    return int(amount)
+
+
+def adjustment(
+    amount_usd: Decimal, *, reason: str, actor: str, id: str, model: str = "", source: str = ""
+) -> AttemptRecord:
+    """Return the ledger's entry of an amount that somebody books; nothing is ever re-priced.
+
+    Args:
+        amount_usd: Signed; negative is a credit.
+        reason: Why; shown wherever the entry is.
+        actor: Who books it.
+        id: The same id is booked once.
+        model: ``provider:name`` that it is about, or "".
+        source: Where the amount comes from, such as a provider's report.
+
+    Raises:
+        UsageError: the amount is zero or none, or there is no reason.
+    """
+    amount = pico_usd(amount_usd)
+    if not amount or not reason.strip():
+        what = "an adjustment of zero" if not amount else "an adjustment without a reason"
+        raise UsageError(f"{what} says nothing", hint="Give a signed amount and a reason.")
+    line = CostLine(
+        unit="adjustment",
+        quantity=1,
+        unit_price_usd=usd(amount),
+        amount_pico_usd=amount,
+        note=reason,
+    )
+    return AttemptRecord(
+        kind="adjustment",
+        name=source or "manual",
+        model_asked=model,
+        status="ok",
+        priced=Priced(status="adjusted", lines=(line,), source=source or "manual", reason=reason),
+        request_id=id,
+        actor=actor,
+    )

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
-from decimal import Context, Decimal
+from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from agentflow.ledger.entries import PICO
+from agentflow.ledger.entries import EXACT, PICO
 from agentflow.ledger.overlay import CALL_UNITS, PER, Overlay, discounted, overlaid
 from agentflow.ledger.rules import CACHE_WRITE_12H_FACTOR, Terms, terms, vendor_of
 
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
     from genai_prices.types import ModelInfo, PriceVariant, TieredPrices
-
-EXACT = Context(prec=60)
-"""Wide enough for quantity x price x factor, whatever the caller's decimal context is."""
 
 SOURCE = "genai-prices"
 

@@ -119,23 +119,29 @@ class SdkProvider(ABC):
         Raises:
             ProviderError: with whether, and when, it is worth trying again.
         """
-        if self._client is None:
-            self._client = self._connect()
-        about = self._about(self._client)
+        about = self._about(self._connected())
         wire = self._wire(request, call)
-        with _translated(about, call):
+        with translated(about, call):
             async with asyncio.timeout(call.timeout_seconds):
-                if wire.stream or call.on_delta is not None:
-                    received = await self._streamed(wire, call, about)
-                else:
-                    received = await self._whole(wire, call, about)
+                received = await self._exchange(wire, call, about)
         return self._understood(received, about, call)
+
+    async def _exchange(self, wire: Wire, call: ProviderCall, about: Vendor) -> Received:
+        """Send the request and wait for its answer, as a stream if somebody watches."""
+        if wire.stream or call.on_delta is not None:
+            return await self._streamed(wire, call, about)
+        return await self._whole(wire, call, about)
 
     async def close(self) -> None:
         """Close connections, unless the client is the caller's own."""
         if self._owned and self._client is not None:
             client, self._client = self._client, None
             await client.close()
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            self._client = self._connect()
+        return self._client
 
     @abstractmethod
     def _connect(self) -> Any:
@@ -199,8 +205,8 @@ class SdkProvider(ABC):
         if not isinstance(answer, dict):
             what = f"a JSON {type(answer).__name__} where an object belongs"
             raise nonsense(about, what, attempt=call.attempt, request_id=request_id)
-        if answer.get("id") and call.on_ref is not None:
-            call.on_ref(str(answer["id"]))
+        if answer.get("id"):
+            await tell_ref(call, str(answer["id"]))
         return Received(answer=answer, request_id=request_id, host=about.host, wire=wire)
 
     async def _streamed(self, wire: Wire, call: ProviderCall, about: Vendor) -> Received:
@@ -209,9 +215,9 @@ class SdkProvider(ABC):
         async with self._events(body, wire, call) as (events, request_id):
             try:
                 async for event in events:
-                    _deliver(assembler, event, call)
+                    await deliver(assembler, event, call)
                     if assembler.done:
-                        await _drain(events)
+                        await drain(events)
                         break
             except Exception:
                 if assembler.answer is None:  # else: complete before the connection broke
@@ -249,7 +255,7 @@ class SdkProvider(ABC):
             ) from exc
 
 
-async def _drain(events: AsyncIterator[object]) -> None:
+async def drain(events: AsyncIterator[object]) -> None:
     """Read to the end, so that the connection can be used again, but do not wait for it."""
     with suppress(Exception):
         async with asyncio.timeout(_DRAIN_SECONDS):
@@ -257,20 +263,29 @@ async def _drain(events: AsyncIterator[object]) -> None:
                 pass
 
 
-def _deliver(assembler: Assembler, event: object, call: ProviderCall) -> None:
+async def tell_ref(call: ProviderCall, ref: str) -> None:
+    """Say the vendor's handle; come back when it is on record."""
+    committed = call.on_ref(ref) if call.on_ref is not None else None
+    if committed is not None:
+        await committed
+
+
+async def deliver(assembler: Assembler, event: object, call: ProviderCall) -> None:
+    """Take an event in; show its deltas, never before the handle is on record."""
     if not isinstance(event, dict):
         return
     known = assembler.ref
     deltas = assembler.feed(event)
-    if known is None and assembler.ref is not None and call.on_ref is not None:
-        call.on_ref(assembler.ref)
+    if known is None and assembler.ref is not None:
+        await tell_ref(call, assembler.ref)
     if call.on_delta is not None:
         for delta in deltas:
             call.on_delta(delta)
 
 
 @contextmanager
-def _translated(about: Vendor, call: ProviderCall) -> Iterator[None]:
+def translated(about: Vendor, call: ProviderCall) -> Iterator[None]:
+    """Raise what an SDK raises as ProviderError."""
     try:
         yield
     except TimeoutError as exc:

@@ -21,7 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 METADATA = MetaData()
 Number = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER can be SQLite's rowid
@@ -212,6 +212,7 @@ attempt_details = Table(
     Column("price_reason", Text, nullable=False),
     Column("usage", Text),  # JSON of the fields of Usage that are not zero; None = unknown
     Column("raw_usage", Text, nullable=False),  # JSON as the provider wrote it
+    Column("facts", Text),  # JSON: context, priced_at_ms, actor; None = not kept (version 1)
     PrimaryKeyConstraint("run_pk", "n"),
     sqlite_with_rowid=False,
 )
@@ -227,6 +228,7 @@ cost_lines = Table(
     Column("unit_price_usd", Text),  # exact decimal; None = unknown
     Column("amount_pico_usd", Number),
     Column("note", Text, nullable=False),
+    Column("list_price_usd", Text),  # exact decimal, at the standard tier; None = unknown
     PrimaryKeyConstraint("run_pk", "n", "line"),
     sqlite_with_rowid=False,
 )

@@ -8,9 +8,12 @@
   cache_read_tokens, request_id, response_id, tier, latency_ms, error, price_source,
   price_version, price_date, price_reason.
 * ``agentflow_cost_lines``: project, run_id, n, key, attempt, line, unit, quantity,
-  unit_price_usd, cost_usd, note.
+  unit_price_usd, cost_usd, note, list_price_usd.
 * ``agentflow_cost_by_run``, ``agentflow_cost_by_day``: project, run_id or day, cost_usd,
-  attempts, known_attempts (how many of them have their full price).
+  attempts, known_attempts (how many of them have their full price), adjustments (how many
+  amounts that somebody booked are in cost_usd).
+
+An attempt of the kind ``adjustment`` is such an amount: name is its source, price_reason why.
 
 Every ``…_usd`` is exact decimal text, made with integer arithmetic; NULL is unknown, not zero.
 """
@@ -66,13 +69,15 @@ def _total(group: str, label: str) -> str:
     """Sums by group: halves are summed apart, so that no sum leaves 64 bits."""
     micro, rest = _floor("a.amount_pico_usd")
     known = "a.cost_status IN ('priced', 'not_billed', 'cached')"
+    real = "a.kind <> 'adjustment'"
     return (
         f"SELECT project, {label}, CASE WHEN anything THEN "
         f"{_usd(f'micro + rest / {MICRO}', f'rest % {MICRO}')} END AS cost_usd, "
-        "attempts, known_attempts FROM ("
+        "attempts, known_attempts, adjustments FROM ("
         f"SELECT r.project AS project, {group} AS {label}, sum({micro}) AS micro, "
         f"sum({rest}) AS rest, count(a.amount_pico_usd) > 0 AS anything, "
-        f"count(*) AS attempts, sum({known}) AS known_attempts "
+        f"sum({real}) AS attempts, sum({known}) AS known_attempts, "
+        f"count(*) - sum({real}) AS adjustments "
         f"FROM attempts a JOIN runs r ON r.pk = a.run_pk GROUP BY r.project, {group})"
     )
 
@@ -101,7 +106,8 @@ _SQLITE = {
     ),
     "agentflow_cost_lines": (
         "SELECT r.project, r.id AS run_id, c.n, a.key, a.attempt, c.line, c.unit, c.quantity, "
-        f"c.unit_price_usd, {_amount('c.amount_pico_usd')} AS cost_usd, c.note "
+        f"c.unit_price_usd, {_amount('c.amount_pico_usd')} AS cost_usd, c.note, "
+        "c.list_price_usd "
         "FROM cost_lines c JOIN attempts a ON a.run_pk = c.run_pk AND a.n = c.n "
         "JOIN runs r ON r.pk = c.run_pk"
     ),

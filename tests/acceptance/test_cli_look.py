@@ -1,9 +1,8 @@
-"""`list`, `show`, `watch`, `cost`, `explain`: what a person sees of runs, and what a program gets."""
+"""`list`, `show`, `watch`, `cost`, `explain`: what people see of runs, and what programs get."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ TURNS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose database has runs of all kinds; tests only read it."""
     made = tmp_path_factory.mktemp("look")
     with LoopbackServer(TURNS) as server, pytest.MonkeyPatch.context() as patch:

@@ -26,6 +26,7 @@ from agentflow import (
 )
 from agentflow.errors import ActivityTimeoutError, RunFailedError, RunParkedError
 from agentflow.history import events as ev
+from agentflow.testing.clock import ManualClock
 from agentflow.worker.worker import WorkerOptions
 
 QUICK = RetryPolicy(max_attempts=3, initial=timedelta(milliseconds=1))
@@ -228,7 +229,7 @@ async def test_total_timeout_bounds_the_retries(url: str) -> None:
     async def w_bounded() -> None:
         await bounded()
 
-    async with opened(url) as flow:
+    async with opened(url, clock=ManualClock()) as flow:
         run = await flow.start(w_bounded)
         with pytest.raises(RunFailedError):
             await run.result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,11 +20,14 @@ README_LINES = 200
 
 
 @pytest.fixture
-def _clean() -> Iterator[None]:
+def _clean(tmp_path: Path) -> Iterator[None]:
     """Forget what a page has registered."""
     workflows, activities = dict(REGISTRY.workflows), dict(REGISTRY.activities)
-    scripts = dict(scripted._REGISTERED)
+    scripts, modules = dict(scripted._REGISTERED), set(sys.modules)
     yield
+    for name in set(sys.modules) - modules:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
+            del sys.modules[name]
     REGISTRY.workflows, REGISTRY.activities = workflows, activities
     scripted._REGISTERED.clear()
     scripted._REGISTERED.update(scripts)
@@ -36,6 +40,7 @@ def test_the_blocks_of_a_page_run(
 ) -> None:
     """From the top to the end, in an empty folder, without a key and without a network."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
 
     Page(path, tmp_path).run()
 
