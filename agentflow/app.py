@@ -103,7 +103,8 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
     settings = read_settings().with_flags(database_url=url, project=project, durability=durability)
     clock = clock or SystemClock()
     watch = Watch()
-    models = Models(_provider_loader(providers, scripts), prices or price_book(settings))
+    load = _provider_loader(providers, scripts, background=settings.background)
+    models = Models(load, prices or price_book(settings))
     options = worker or WorkerOptions(quarantine_after=settings.quarantine_after)
     options = _with_resources(options, resources or {}, models)
     seams = _seams(settings, clock, watch, registry, actor, store)
@@ -243,7 +244,7 @@ def price_book(settings: Settings) -> GenaiPriceBook:
 
 
 def _provider_loader(
-    own: Sequence[Provider], scripts: Mapping[str, Any] | None
+    own: Sequence[Provider], scripts: Mapping[str, Any] | None, *, background: bool | None
 ) -> Callable[[str], Provider]:
     mine = {provider.name: provider for provider in own}
 
@@ -259,7 +260,8 @@ def _provider_loader(
             msg = f"there is no provider {name!r} (known: {known})"
             raise UnknownModelError(msg)
         path, class_name = _PROVIDERS[name]
-        made: Provider = getattr(importlib.import_module(path), class_name)()
+        options = {"background": background} if name == "openai" else {}
+        made: Provider = getattr(importlib.import_module(path), class_name)(**options)
         return made
 
     return load

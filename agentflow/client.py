@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Generic, ParamSpec, TypeVar, cast
@@ -52,6 +52,8 @@ Approvals = list[Approval]
 Groups = list[CostGroup]
 
 _POLL_SECONDS = 0.25  # how late a change by another process may be seen
+_STREAM_SECONDS = 0.1  # between two looks at the pieces of an answer
+_WATCH_MS = 10_000  # for so long the owner sends pieces after we have last said that we watch
 _OWN_POLL_SECONDS = 5.0  # our own worker tells us; this is only a net
 _LOOK_SECONDS = 0.02  # how often `Run.until` looks: attributes change without a status
 
@@ -468,15 +470,28 @@ class Run(Generic[R]):
     async def stream(self) -> AsyncIterator[StreamItem]:
         """Yield pieces of the model's answers while they come, until the run ends or parks.
 
+        Works from any process. Calls that are in flight when the watching begins are shown from
+        their next attempt on.
+
         Yields:
             Items in order; one with `reset` says that a new attempt begins.
         """
         watch = self._seams.watch
+        items = self._stream_here() if watch.is_owner() else self._stream_from_elsewhere()
+        async with aclosing(items):
+            async for item in items:
+                yield item
+
+    async def _stream_here(self) -> AsyncGenerator[StreamItem, None]:
+        watch = self._seams.watch
         queue = watch.subscribe(self._pk, self.id)
         try:
             while True:
-                row = await self.info()
-                if (row.status in ENDED or row.status in PARKED) and queue.empty():
+                over = _is_over(await self.info())
+                while not queue.empty():
+                    if (item := queue.get_nowait()) is not None:
+                        yield item
+                if over:
                     return
                 try:
                     item = await asyncio.wait_for(queue.get(), _POLL_SECONDS)
@@ -486,6 +501,28 @@ class Run(Generic[R]):
                     yield item
         finally:
             watch.unsubscribe(self.id, queue)
+
+    async def _stream_from_elsewhere(self) -> AsyncGenerator[StreamItem, None]:
+        store, clock = self._seams.store, self._seams.clock
+        until_ms, row = 0, -1
+        while True:
+            now = clock.now_ms()
+            if until_ms - now < _WATCH_MS // 2:
+                until_ms = now + _WATCH_MS
+                begin = await store.watch(self._pk, until_ms)
+                row = begin if row < 0 else row
+            over = _is_over(await self.info())
+            if over:  # the owner sends pieces a moment after their call
+                await asyncio.sleep(_STREAM_SECONDS * 3)
+            for row, item in await store.stream(self._pk, row):
+                yield item
+            if over:
+                return
+            await asyncio.sleep(_STREAM_SECONDS)
+
+
+def _is_over(row: RunRow) -> bool:
+    return row.status in ENDED or row.status in PARKED
 
 
 async def in_callback(work: Callable[[], R]) -> R:

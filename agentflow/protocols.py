@@ -16,7 +16,7 @@ from agentflow.ledger.entries import AttemptRecord, Priced
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
 from agentflow.llm.request import ModelRequest
 from agentflow.llm.response import ModelResponse
-from agentflow.llm.stream import Delta
+from agentflow.llm.stream import Delta, StreamItem
 from agentflow.llm.usage import Usage
 
 RunStatus = Literal[
@@ -447,6 +447,23 @@ class Store(Protocol):
 
     async def checkup(self) -> Checkup:
         """Return facts about the database, and what is wrong with it."""
+        ...
+
+    # -- pieces of answers for watchers in other processes: shown, never recorded
+    async def watch(self, run_pk: int, until_ms: int) -> int:
+        """Say that a run is watched until a time; return where its new pieces begin."""
+        ...
+
+    async def watched(self) -> frozenset[int]:
+        """Return the runs that somebody watches now."""
+        ...
+
+    async def publish(self, items: Sequence[tuple[int, StreamItem]]) -> None:
+        """Write pieces for watchers: (run, piece)."""
+        ...
+
+    async def stream(self, run_pk: int, after: int) -> list[tuple[int, StreamItem]]:
+        """Return a run's pieces behind a row number, each with its own."""
         ...
 
     # -- verbs of the worker

@@ -29,6 +29,9 @@ class Settings:
             encrypted (extra ``crypto``).
         max_payload_bytes: Largest value that is recorded, in bytes of JSON.
         quarantine_after: Number of workers that a run may kill in a row; 0 = no limit.
+        background: Whether OpenAI works on answers without a connection, so that a call in flight
+            survives a crash: ``on``, ``off``, or unset (at api.openai.com only). A choice of
+            privacy too: the vendor stores such answers; see `ModelSettings.background`.
         modules: Modules and files of workflows that the command line imports; in the
             environment separated by commas. Files are relative to `pyproject.toml`.
         prices: TOML file of negotiated prices (`agentflow.ledger.overlay_file` shows one); in
@@ -42,6 +45,7 @@ class Settings:
     encryption_key: str = field(default="", repr=False)
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
     quarantine_after: int = 3
+    background: bool | None = None
     modules: tuple[str, ...] = ()
     prices: str = ""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
@@ -76,6 +80,8 @@ def read_settings(
     for name in ("max_payload_bytes", "quarantine_after"):
         if name in found:
             found[name] = _number(name, found[name])
+    if "background" in found:
+        found["background"] = _switch("background", found["background"])
     if "modules" in found:
         found["modules"] = _names("modules", found["modules"])
     if not isinstance(found.get("prices", ""), str):
@@ -103,6 +109,15 @@ def _number(name: str, value: object) -> int:
         msg = f"{name} is {value!r}"
         raise SettingsError(msg, hint="Use a whole number, zero or more.")
     return number
+
+
+def _switch(name: str, value: object) -> bool:
+    known = {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}
+    found = known.get(str(value).lower())
+    if found is None:
+        msg = f"{name} is {value!r}"
+        raise SettingsError(msg, hint="Use on or off.")
+    return found
 
 
 def _names(name: str, value: object) -> tuple[str, ...]:

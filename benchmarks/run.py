@@ -47,6 +47,10 @@ IMPORTS = {
 }
 
 
+class Failed(Exception):
+    """A contestant gave up; its numbers are missing, the others go on."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One contestant in one workload.
@@ -130,13 +134,17 @@ def main() -> None:
     for round_ in range(ROUNDS):
         for case in chosen:
             if round_ < case.rounds:
-                numbers = run(case)
+                try:
+                    numbers = run(case)
+                except (Failed, subprocess.TimeoutExpired) as e:
+                    print(f"{round_ + 1}/{ROUNDS} {case.name:24} failed: {e}", flush=True)
+                    continue
                 measured[case.name].append(numbers)
                 print(f"{round_ + 1}/{ROUNDS} {case.name:24} {shown(numbers)}", flush=True)
     results = {
         "facts": facts(load, time.time() - began),
         "medians": {name: medians(rows) for name, rows in measured.items() if rows},
-        "fsyncs": {case.name: count_fsyncs(case) for case in chosen if case.name[0] in "ab"},
+        "fsyncs": {case.name: count_fsyncs(case) for case in chosen if measured[case.name]},
         "rounds": measured,
     }
     clear("*")
@@ -169,7 +177,7 @@ def start(command: list[str], **changes: str) -> list[str]:
         check=False,
     )  # fmt: skip
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)}\n{done.stderr[-3000:]}")
+        raise Failed(f"{' '.join(command)}\n{done.stderr[-2000:]}")
     return done.stdout.strip().splitlines()
 
 
@@ -191,7 +199,7 @@ def recorded(case: Case) -> Path:
     command = [case.python, *case.before, f"--db={file}"]
     with subprocess.Popen(command, cwd=HERE, env=env, stdout=subprocess.PIPE, text=True) as process:
         if process.stdout is None or "ready" not in process.stdout.readline():
-            raise SystemExit(f"{' '.join(command)} did not get ready")
+            raise Failed(f"{' '.join(command)} did not get ready")
         process.kill()
     return folder
 
@@ -208,6 +216,8 @@ def clear(pattern: str) -> None:
 def count_fsyncs(case: Case) -> float | None:
     """Return fsyncs per item, by strace; None without it. Not part of the timed runs."""
     strace = shutil.which("strace")
+    if case.name[0] not in "ab":
+        return None
     size = next((int(o[4:]) for o in case.command if o.startswith("--n=")), 0)
     if strace is None or not size:
         return None

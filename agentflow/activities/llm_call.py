@@ -141,9 +141,7 @@ async def _resumed(
 llm_call = Activity(
     _llm_call,
     name="llm_call",
-    options=ActivityOptions(
-        effect="idempotent", retry=MODEL_RETRY, on_doubt="retry", resumes=True
-    ),
+    options=ActivityOptions(effect="idempotent", retry=MODEL_RETRY, on_doubt="retry", resumes=True),
 )
 REGISTRY.add(llm_call)
 

@@ -37,6 +37,9 @@ class Agent(AgentSpec[Output]):
         description: What it is for; other agents' models read it.
         retry: Retry policy of a model call, or a number of tries.
         timeout: Longest time of one try, a timedelta or seconds.
+        on_doubt: What happens to a model call that was in flight when its process died, and whose
+            answer cannot be fetched from the vendor: ``retry`` (default; it may be paid twice),
+            ``ask`` a person, or ``fail``.
     """
 
     async def run(

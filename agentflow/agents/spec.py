@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeAlias
 from typing_extensions import TypeVar
 
 from agentflow.activities.llm_call import llm_call, split_model
+from agentflow.engine.definition import OnDoubt
 from agentflow.engine.definitions import Activity
 from agentflow.errors import UsageError
 from agentflow.llm.messages import Message, Messages
@@ -109,6 +110,7 @@ class AgentSpec(Generic[Output]):
     description: str = ""
     retry: RetryPolicy | int | None = None
     timeout: timedelta | float | None = None
+    on_doubt: OnDoubt | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything runs."""
@@ -118,6 +120,9 @@ class AgentSpec(Generic[Output]):
             split_model(model)
         if self.max_turns < 1:
             raise UsageError(f"agent {self.name}: max_turns is {self.max_turns}, not 1 or more")
+        if self.on_doubt not in {None, "retry", "fail", "ask"}:
+            msg = f"agent {self.name}: on_doubt {self.on_doubt!r} is none of retry, fail, ask"
+            raise UsageError(msg)
         for one in self.tools:
             self._check_tool(one)
         if self.tool_choice not in {"auto", "none", "required"} and not callable(self.handoffs):
@@ -187,7 +192,7 @@ class AgentSpec(Generic[Output]):
         timeout = self.timeout
         if timeout is not None and not isinstance(timeout, timedelta):
             timeout = timedelta(seconds=timeout)
-        return llm_call.with_options(retry=retry, timeout=timeout)
+        return llm_call.with_options(retry=retry, timeout=timeout, on_doubt=self.on_doubt)
 
 
 def tool_name(name: str) -> str:

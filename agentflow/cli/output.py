@@ -203,10 +203,9 @@ def run_json(row: RunRow) -> dict[str, Any]:
 
 def cost_json(group: CostGroup) -> dict[str, Any]:
     """Return a sum as JSON values; amounts are exact decimal text, None where unknown."""
-    known = group.priced or group.partial or not group.attempts
     return {
         "group": group.group,
-        "cost_usd": f"{usd(group.amount_pico_usd):f}" if known else None,
+        "cost_usd": f"{usd(group.amount_pico_usd):f}" if group.is_known else None,
         "is_complete": group.is_complete,
         "coverage": coverage(group),
         "calls": group.attempts,
@@ -219,11 +218,13 @@ def cost_json(group: CostGroup) -> dict[str, Any]:
         "input_tokens": group.input_tokens,
         "output_tokens": group.output_tokens,
         "cache_read_tokens": group.cache_read_tokens,
+        "adjustments": group.adjustments,
+        "adjusted_usd": f"{usd(group.adjusted_pico_usd):f}",
     }
 
 
 def cost_line(group: CostGroup) -> str:
     """Return a total with what it covers, in one line."""
-    if not group.attempts:
+    if not group.attempts and not group.adjustments:
         return "nothing was paid: no model call and no priced tool"
     return f"{dollars(group)} ({coverage(group)})"

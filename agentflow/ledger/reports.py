@@ -53,6 +53,8 @@ class CostGroup:
         input_tokens: Input tokens, cached ones included.
         output_tokens: Output tokens.
         cache_read_tokens: Input tokens read from the provider's cache.
+        adjustments: Number of amounts that somebody booked; no attempts.
+        adjusted_pico_usd: Their signed sum, which is in the amount, in pico-USD.
     """
 
     group: str
@@ -67,22 +69,52 @@ class CostGroup:
     input_tokens: int
     output_tokens: int
     cache_read_tokens: int
+    adjustments: int = 0
+    adjusted_pico_usd: int = 0
 
     @property
     def is_complete(self) -> bool:
         """Whether every attempt has a full price."""
         return self.priced == self.attempts
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the amount says anything: there is a price, or nothing was asked."""
+        return bool(self.priced or self.partial or self.adjustments or not self.attempts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """What the ledger keeps of an attempt so that totals need not look at its lines."""
+
+    amount_pico_usd: int | None
+    input_tokens: int | None
+    output_tokens: int | None
+    cache_read_tokens: int | None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerRow:
-    """One attempt as the ledger has it, for `explain`."""
+    """One attempt (or adjustment) as the ledger has it.
+
+    Attributes:
+        n: Its number in its run, from 1.
+        run_pk: The store's own number of the run.
+        tags: The run's tags.
+        counted: What totals add up; None where it was not read from a store.
+    """
 
     run_id: str
     key: str
     attempt: int
     at_ms: int
     record: AttemptRecord
+    n: int = 0
+    run_pk: int = 0
+    project: str = ""
+    workflow: str = ""
+    tags: tuple[str, ...] = ()
+    counted: Counted | None = None
 
 
 def coverage(group: CostGroup) -> str:
@@ -102,7 +134,25 @@ def coverage(group: CostGroup) -> str:
         )
         if count
     ]
+    if group.adjustments:
+        rest.append(
+            f"{_times(group.adjustments, 'adjustment')} of {money(group.adjusted_pico_usd)}"
+        )
     return "; ".join([f"priced {group.priced} of {group.attempts} calls", *rest])
+
+
+def money(amount_pico_usd: int) -> str:
+    """Return an exact amount with its sign before the currency.
+
+    >>> money(-310_000_000_000), money(0)
+    ('-$0.31', '$0')
+    """
+    sign = "-" if amount_pico_usd < 0 else ""
+    return f"{sign}${usd(abs(amount_pico_usd)):f}"
+
+
+def _times(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def total(groups: list[CostGroup], name: str = "total") -> CostGroup:
@@ -123,9 +173,9 @@ def dollars(group: CostGroup) -> str:
     >>> dollars(CostGroup(group="", amount_pico_usd=0, attempts=1, priced=0, unpriced=1, **zero))
     'unknown'
     """
-    if group.attempts and not group.priced and not group.partial:
+    if not group.is_known:
         return "unknown"
-    text = f"${usd(group.amount_pico_usd):f}"
+    text = money(group.amount_pico_usd)
     return text if group.is_complete else f"≥ {text}"
 
 
@@ -142,7 +192,7 @@ class RunCost:
     @property
     def usd(self) -> Decimal | None:
         """The known part in US dollars, exact; None where no attempt has a price."""
-        if self.group.attempts and not (self.group.priced or self.group.partial):
+        if not self.group.is_known:
             return None
         return usd(self.group.amount_pico_usd)
 

@@ -1,7 +1,8 @@
-"""OpenAI's Responses API (`openai:MODEL`), in the foreground and without server-side storage.
+"""OpenAI's Responses API (`openai:MODEL`), in the background where the endpoint has that.
 
-With ``store: false`` nothing of the conversation stays with the vendor; the model's reasoning
-travels with it instead, encrypted, as `ReasoningPart.raw`.
+In the background the vendor stores the answer (``store: true``), so that it can be fetched after a
+crash. In the foreground, with ``store: false``, nothing of the conversation stays there. The
+model's reasoning travels with the conversation either way, encrypted, as `ReasoningPart.raw`.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from agentflow.llm.stream import Delta
 from agentflow.llm.usage import Usage
 from agentflow.protocols import ProviderCall
 from agentflow.providers import openai_parts as parts
+from agentflow.providers.background import BackgroundProvider, Patience
 from agentflow.providers.counts import Counts, trimmed
 from agentflow.providers.exchange import (
     Assembler,
     Received,
-    SdkProvider,
     Wire,
     error_in_answer,
     model_name,
@@ -41,6 +42,7 @@ from agentflow.providers.exchange import (
 from agentflow.providers.http_errors import Vendor, missing_key, status_error
 
 _ENCRYPTED = "reasoning.encrypted_content"
+_HOME = "api.openai.com"
 
 # Fields by which the vendor repeats the request, or says nothing.
 _ECHOED = frozenset(
@@ -55,13 +57,16 @@ _ECHOED = frozenset(
 _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 
-class OpenAIResponses(SdkProvider):
+class OpenAIResponses(BackgroundProvider):
     """OpenAI's Responses API, and any endpoint that speaks it.
 
     Args:
         client: An `openai.AsyncOpenAI` of one's own; None makes one from OPENAI_API_KEY,
             OPENAI_BASE_URL and so on, at the first call.
         name: The word before the colon in a model's name.
+        background: Whether the vendor works on answers without a connection, and stores them;
+            see `ModelSettings.background`. None = at api.openai.com only.
+        patience: How long answers in the background are waited for.
     """
 
     usual_name: ClassVar[str] = "openai"
@@ -70,9 +75,17 @@ class OpenAIResponses(SdkProvider):
     options: ClassVar[dict[str, Any]] = parts.BEARER
 
     def __init__(
-        self, client: openai.AsyncOpenAI | None = None, *, name: str | None = None
+        self,
+        client: openai.AsyncOpenAI | None = None,
+        *,
+        name: str | None = None,
+        background: bool | None = None,
+        patience: Patience | None = None,
     ) -> None:
-        super().__init__(client, name=name)
+        super().__init__(client, name=name, background=background, patience=patience)
+
+    def _has_background(self, host: str) -> bool:
+        return host == _HOME
 
     def _connect(self) -> openai.AsyncOpenAI:
         try:
@@ -84,6 +97,8 @@ class OpenAIResponses(SdkProvider):
         extra, headers = split_extra(request.settings.extra)
         sent, not_sent = parts.temperature(request)
         body = {**_body(request, call, self.name), **sent}
+        if self.keeps(request):
+            body |= {"background": True, "store": True}
         return Wire(body=with_extra(body, extra), headers=headers, not_sent=not_sent)
 
     def _assembler(self) -> Assembler:
@@ -113,6 +128,8 @@ class OpenAIResponses(SdkProvider):
         message = Message(role="assistant", parts=tuple(_parts(answer["output"], self.name)))
         raw = trimmed(answer, _ECHOED | _sent_fields(received.wire))
         raw["output"] = [_stub(item) for item in answer["output"]]
+        if received.wire.body.get("background"):
+            raw["background"] = True  # the vendor has stored the conversation: auditors ask
         if received.wire.not_sent:
             raw["not_sent"] = received.wire.not_sent
         return ModelResponse(

@@ -7,7 +7,7 @@ halves (`amount >> 32` and `amount & 0xFFFFFFFF`) and are put together in Python
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from decimal import Decimal
 from typing import Any, assert_never
@@ -28,7 +28,8 @@ from sqlalchemy import (
 from agentflow.clock import from_ms
 from agentflow.errors import NotFoundError, StoreError
 from agentflow.ledger.entries import AttemptRecord, CostLine, Priced
-from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
+from agentflow.ledger.reports import CostGroup, CostQuery, Counted, LedgerRow
+from agentflow.ledger.spending import Spending, UnitSum, Waste, savings_of
 from agentflow.llm.usage import Usage
 from agentflow.protocols import LedgerWrite
 from agentflow.storage.payloads import dumps
@@ -45,6 +46,11 @@ INT64 = 1 << 63
 LOW_BITS, LOW_MASK = 32, 0xFFFFFFFF
 KNOWN = ("priced", "not_billed", "cached")  # the cost is known in full
 FAILED = ("error", "in_doubt")
+ADJUSTMENT = "adjustment"
+CACHE_UNITS = (
+    "cache_read", "cache_write", "cache_write_5m", "cache_write_30m", "cache_write_1h",
+    "cache_write_12h",
+)  # fmt: skip
 ONE: ColumnElement[int] = literal_column("1")
 ZERO: ColumnElement[int] = literal_column("0")
 
@@ -111,6 +117,7 @@ def detail_row(run_pk: int, n: int, record: AttemptRecord) -> Row:
         priced.reason,
         usage_text(record.usage),
         dumps(record.raw_usage),
+        facts_text(record),
     )
 
 
@@ -126,9 +133,20 @@ def line_rows_of(run_pk: int, n: int, priced: Priced) -> list[Row]:
             None if line.unit_price_usd is None else f"{line.unit_price_usd:f}",
             line.amount_pico_usd,
             line.note,
+            None if line.list_price_usd is None else f"{line.list_price_usd:f}",
         )
         for number, line in enumerate(priced.lines, 1)
     ]
+
+
+def facts_text(record: AttemptRecord) -> str:
+    """Return how the price came about and who booked it, as JSON; what is empty is left out."""
+    facts = {
+        "context": record.context,
+        "priced_at_ms": record.priced_at_ms,
+        "actor": record.actor,
+    }
+    return dumps({name: value for name, value in facts.items() if value})
 
 
 def usage_text(usage: Usage | None) -> str | None:
@@ -178,7 +196,8 @@ def group_column(
         case "attempt":
             return runs.c.id + " " + key + " attempt " + number
         case "model":
-            return case((attempts.c.model == "", "(tools)"), else_=attempts.c.model)
+            none = case((attempts.c.kind == ADJUSTMENT, "(adjustments)"), else_="(tools)")
+            return case((attempts.c.model == "", none), else_=attempts.c.model)
         case "tool" | "agent":
             return attempts.c.name
         case "tag":
@@ -238,7 +257,7 @@ def sums(query: CostQuery) -> Select[Any]:
             group,
             upper,
             lower,
-            func.count(),
+            count(attempts.c.kind != ADJUSTMENT),
             count(status.in_(KNOWN)),
             count(status == "partial"),
             count(status == "unpriced"),
@@ -248,6 +267,8 @@ def sums(query: CostQuery) -> Select[Any]:
             func.coalesce(func.sum(attempts.c.input_tokens), 0),
             func.coalesce(func.sum(attempts.c.output_tokens), 0),
             func.coalesce(func.sum(attempts.c.cache_read_tokens), 0),
+            count(attempts.c.kind == ADJUSTMENT),
+            *halves(case((attempts.c.kind == ADJUSTMENT, attempts.c.amount_pico_usd))),
         )
         .select_from(source(query))
         .where(*conditions(query))
@@ -289,7 +310,83 @@ def cost_group(name: str, row: Row) -> CostGroup:
         input_tokens=row[11],
         output_tokens=row[12],
         cache_read_tokens=row[13],
+        adjustments=row[14],
+        adjusted_pico_usd=(row[15] << LOW_BITS) + row[16],
     )
+
+
+# -- waste and savings
+
+
+def spending(tx: Tx, query: CostQuery) -> Spending:
+    """Return what of the total was wasted, and what was saved."""
+    return Spending(waste=waste(tx, query), savings=savings_of(unit_sums(tx, query)))
+
+
+def waste(tx: Tx, query: CostQuery) -> Waste:
+    """Return what attempts without an answer cost."""
+    status, amount = attempts.c.status, attempts.c.amount_pico_usd
+    rows = tx.conn.execute(
+        select(
+            status,
+            func.count(),
+            *halves(amount),
+            count(amount.is_(None)),
+            count(attempts.c.attempt > 1),
+        )
+        .where(*conditions(query), attempts.c.kind != ADJUSTMENT)
+        .group_by(status)
+    )
+    found = {row[0]: (row[1], (row[2] << LOW_BITS) + row[3], row[4], row[5]) for row in rows}
+    failed, in_doubt, cancelled = (
+        found.get(name, (0, 0, 0, 0)) for name in ("error", "in_doubt", "cancelled")
+    )
+    return Waste(
+        failed=failed[0],
+        failed_pico_usd=failed[1],
+        in_doubt=in_doubt[0],
+        in_doubt_pico_usd=in_doubt[1],
+        cancelled=cancelled[0],
+        cancelled_pico_usd=cancelled[1],
+        unknown=failed[2] + in_doubt[2] + cancelled[2],
+        retries=sum(one[3] for one in found.values()),
+    )
+
+
+def unit_sums(tx: Tx, query: CostQuery) -> Iterator[UnitSum]:
+    """Yield the lines that count, summed by unit and price."""
+    line, sibling = cost_lines, cost_lines.alias("sibling")
+    mine = (line.c.run_pk == attempts.c.run_pk) & (line.c.n == attempts.c.n)
+    # The line of ordinary input before a cache line is of the same call (and iteration).
+    input_price = (
+        select(sibling.c.unit_price_usd)
+        .where(
+            sibling.c.run_pk == line.c.run_pk,
+            sibling.c.n == line.c.n,
+            sibling.c.unit == "input",
+            sibling.c.line < line.c.line,
+        )
+        .order_by(sibling.c.line.desc())
+        .limit(1)
+        .scalar_subquery()
+    )
+    base = case((line.c.unit.in_(CACHE_UNITS), input_price)).label("base")
+    prices = (line.c.unit, line.c.unit_price_usd, line.c.list_price_usd, base)
+    where = conditions(query)
+    tables: FromClause = line.join(attempts, mine) if where else line
+    statement = select(*prices, func.sum(line.c.quantity)).select_from(tables).where(*where)
+    for unit, paid, listed, input_, quantity in tx.conn.execute(statement.group_by(*prices)):
+        yield UnitSum(
+            unit=unit,
+            quantity=int(quantity),
+            unit_price_usd=_decimal(paid),
+            list_price_usd=_decimal(listed),
+            input_price_usd=_decimal(input_),
+        )
+
+
+def _decimal(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)
 
 
 # -- explaining
@@ -306,32 +403,61 @@ def explained(tx: Tx, project: str, run_id: str) -> list[LedgerRow]:
         msg = f"there is no run {run_id!r} in project {project!r}"
         raise NotFoundError(msg)
     run_pk = found[0][0]
-    lines: dict[int, list[CostLine]] = {}
-    for n, *columns in tx.rows(LINES, run_pk):
-        lines.setdefault(n, []).append(cost_line(columns))
-    return [
-        ledger_row(run_id, tuple(row), tuple(lines.get(row[0], ())))
-        for row in tx.rows(ATTEMPTS, run_pk)
-    ]
+    return with_lines(tx.rows(ATTEMPTS, run_pk), tx.rows(LINES, run_pk))
+
+
+def page(tx: Tx, query: CostQuery, after: tuple[int, int], limit: int) -> list[LedgerRow]:
+    """Return the attempts that count behind *after* (run_pk, n), with their cost lines."""
+    run_pk, n = after
+    a = attempts.c
+    behind = (a.run_pk > run_pk) | ((a.run_pk == run_pk) & (a.n > n))
+    statement = (
+        ENTRIES.where(*conditions(query), a.run_pk >= run_pk, behind)
+        .order_by(a.run_pk, a.n)
+        .limit(limit)
+    )
+    rows = [tuple(row) for row in tx.conn.execute(statement)]
+    if not rows:
+        return []
+    c = cost_lines.c
+    within = (c.run_pk >= rows[0][0]) & (c.run_pk <= rows[-1][0])
+    last = (c.run_pk < rows[-1][0]) | (c.n <= rows[-1][1])
+    first = (c.run_pk > rows[0][0]) | (c.n >= rows[0][1])
+    lines = tx.conn.execute(
+        select(*LINE_COLUMNS).where(within, first, last).order_by(c.run_pk, c.n, c.line)
+    )
+    return with_lines(rows, [tuple(line) for line in lines])
+
+
+def with_lines(rows: Sequence[Row], lines: Sequence[Row]) -> list[LedgerRow]:
+    """Return attempts with their lines; lines of other attempts are left out."""
+    by_attempt: dict[tuple[int, int], list[CostLine]] = {}
+    for run_pk, n, *columns in lines:
+        by_attempt.setdefault((run_pk, n), []).append(cost_line(columns))
+    return [ledger_row(row, tuple(by_attempt.get((row[0], row[1]), ()))) for row in rows]
 
 
 def cost_line(columns: Sequence[Any]) -> CostLine:
     """Return one row of cost_lines as an entry has it."""
-    unit, quantity, unit_price, amount, note = columns
+    unit, quantity, unit_price, amount, note, list_price = columns
     return CostLine(
         unit=unit,
         quantity=quantity,
-        unit_price_usd=None if unit_price is None else Decimal(unit_price),
+        unit_price_usd=_decimal(unit_price),
         amount_pico_usd=amount,
         note=note,
+        list_price_usd=_decimal(list_price),
     )
 
 
-def ledger_row(run_id: str, row: Row, lines: tuple[CostLine, ...]) -> LedgerRow:
-    """Return one row of ATTEMPTS as a report has it."""
-    _, key, attempt, at_ms, kind, name, status, cost_status, asked, served, *rest = row
-    request_id, response_id, tier, latency_ms, error, *priced, usage, raw = rest
+def ledger_row(row: Row, lines: tuple[CostLine, ...]) -> LedgerRow:
+    """Return one row of ENTRIES as a report has it."""
+    run_pk, n, run_id, project, workflow, tags, *of_attempt = row
+    key, attempt, at_ms, kind, name, status, cost_status, *sums_, asked, served = of_attempt[:13]
+    request_id, response_id, tier, latency_ms, error, *priced, usage, raw, facts = of_attempt[13:]
     source_, version, date, reason = priced
+    known: dict[str, Any] = json.loads(facts) if facts else {}
+    amount, input_tokens, output_tokens, cache_read_tokens = sums_
     record = AttemptRecord(
         kind=kind,
         name=name,
@@ -353,8 +479,28 @@ def ledger_row(run_id: str, row: Row, lines: tuple[CostLine, ...]) -> LedgerRow:
         tier=tier,
         latency_ms=latency_ms,
         error=error,
+        context=known.get("context", {}),
+        priced_at_ms=known.get("priced_at_ms"),
+        actor=known.get("actor", ""),
     )
-    return LedgerRow(run_id=run_id, key=key, attempt=attempt, at_ms=at_ms, record=record)
+    return LedgerRow(
+        run_id=run_id,
+        key=key,
+        attempt=attempt,
+        at_ms=at_ms,
+        record=record,
+        n=n,
+        run_pk=run_pk,
+        project=project,
+        workflow=workflow,
+        tags=tuple(json.loads(tags)) if tags else (),
+        counted=Counted(
+            amount_pico_usd=amount,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            cache_read_tokens=cache_read_tokens,
+        ),
+    )
 
 
 RUN_PK = Hot(
@@ -365,26 +511,35 @@ RUN_PK = Hot(
     "id_",
 )
 IDS = ByKeys(lambda keys: select(runs.c.pk, runs.c.id).where(runs.c.pk.in_(keys)))
-LINES = Hot(
-    lambda _: select(
-        cost_lines.c.n, cost_lines.c.unit, cost_lines.c.quantity, cost_lines.c.unit_price_usd,
-        cost_lines.c.amount_pico_usd, cost_lines.c.note,
-    )
-    .where(cost_lines.c.run_pk == bindparam("run_pk_"))
-    .order_by(cost_lines.c.n, cost_lines.c.line),
-    "run_pk_",
+LINE_COLUMNS = (
+    cost_lines.c.run_pk, cost_lines.c.n, cost_lines.c.unit, cost_lines.c.quantity,
+    cost_lines.c.unit_price_usd, cost_lines.c.amount_pico_usd, cost_lines.c.note,
+    cost_lines.c.list_price_usd,
 )  # fmt: skip
-ATTEMPTS = Hot(
-    lambda _: select(
-        attempts.c.n, attempts.c.key, attempts.c.attempt, attempts.c.at_ms, attempts.c.kind,
+LINES = Hot(
+    lambda _: (
+        select(*LINE_COLUMNS)
+        .where(cost_lines.c.run_pk == bindparam("run_pk_"))
+        .order_by(cost_lines.c.n, cost_lines.c.line)
+    ),
+    "run_pk_",
+)
+ENTRIES: Select[Any] = (
+    select(
+        attempts.c.run_pk, attempts.c.n, runs.c.id, runs.c.project, runs.c.workflow, runs.c.tags,
+        attempts.c.key, attempts.c.attempt, attempts.c.at_ms, attempts.c.kind,
         attempts.c.name, attempts.c.status, attempts.c.cost_status,
+        attempts.c.amount_pico_usd, attempts.c.input_tokens, attempts.c.output_tokens,
+        attempts.c.cache_read_tokens,
         details.c.model_asked, details.c.model_served, details.c.request_id,
         details.c.response_id, details.c.tier, details.c.latency_ms, details.c.error,
         details.c.price_source, details.c.price_version, details.c.price_date,
-        details.c.price_reason, details.c.usage, details.c.raw_usage,
+        details.c.price_reason, details.c.usage, details.c.raw_usage, details.c.facts,
     )
     .join(details, (details.c.run_pk == attempts.c.run_pk) & (details.c.n == attempts.c.n))
-    .where(attempts.c.run_pk == bindparam("run_pk_"))
-    .order_by(attempts.c.n),
-    "run_pk_",
+    .join(runs, runs.c.pk == attempts.c.run_pk)
 )  # fmt: skip
+ATTEMPTS = Hot(
+    lambda _: ENTRIES.where(attempts.c.run_pk == bindparam("run_pk_")).order_by(attempts.c.n),
+    "run_pk_",
+)

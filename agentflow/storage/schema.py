@@ -21,7 +21,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 METADATA = MetaData()
 Number = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER can be SQLite's rowid
@@ -231,6 +231,24 @@ cost_lines = Table(
     Column("list_price_usd", Text),  # exact decimal, at the standard tier; None = unknown
     PrimaryKeyConstraint("run_pk", "n", "line"),
     sqlite_with_rowid=False,
+)
+
+watchers = Table(
+    "watchers",
+    METADATA,
+    Column("run_pk", Number, primary_key=True, autoincrement=False),
+    Column("until_ms", Number, nullable=False),
+)
+
+stream_items = Table(
+    "stream_items",
+    METADATA,
+    Column("row", Number, primary_key=True),
+    Column("run_pk", Number, nullable=False),
+    Column("at_ms", Number, nullable=False),
+    Column("item", Text, nullable=False),  # JSON of one llm.stream.StreamItem
+    Index("stream_items_of_run", "run_pk", "row"),
+    sqlite_autoincrement=True,  # rows are deleted, and their numbers must never come back
 )
 
 schema_table = Table(

@@ -12,6 +12,7 @@ from agentflow.clock import Clock, SystemClock
 from agentflow.codec import Cipher, MessageNode, Parts
 from agentflow.history.events import AnyEvent
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
+from agentflow.llm.stream import StreamItem
 from agentflow.protocols import (
     Append,
     Appended,
@@ -35,6 +36,7 @@ from agentflow.storage import (
     ledger,
     payloads,
     runs,
+    stream,
     transfer,
 )
 from agentflow.storage.database import Database, each
@@ -49,6 +51,8 @@ DECIDE = each(approvals.decide)
 CLAIM = each(runs.claim)
 RELEASE = each(runs.release)
 WAKE_PARKED = each(runs.wake_parked)
+WATCH = each(stream.watch)
+PUBLISH = each(stream.publish)
 IMPORT = each(transfer.import_)
 
 
@@ -212,6 +216,25 @@ class SqlStore:
     async def checkup(self) -> Checkup:
         """Return facts about the database, and what is wrong with it."""
         return await self._db.read(doctor.checkup)
+
+    # -- pieces of answers for watchers in other processes
+
+    async def watch(self, run_pk: int, until_ms: int) -> int:
+        """Say that a run is watched until a time; return where its new pieces begin."""
+        await self._db.write(WATCH, (run_pk, until_ms))
+        return await self._db.read(stream.last_row)
+
+    async def watched(self) -> frozenset[int]:
+        """Return the runs that somebody watches now."""
+        return await self._db.read(stream.watched)
+
+    async def publish(self, items: Sequence[tuple[int, StreamItem]]) -> None:
+        """Write pieces for watchers."""
+        await self._db.write(PUBLISH, items)
+
+    async def stream(self, run_pk: int, after: int) -> list[tuple[int, StreamItem]]:
+        """Return a run's pieces behind a row number, each with its own."""
+        return await self._db.read(lambda tx: stream.after(tx, run_pk, after))
 
     # -- verbs of the worker
 

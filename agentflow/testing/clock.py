@@ -79,14 +79,18 @@ class ManualClock:
         heapq.heappush(self._sleepers, entry)
         try:
             while not woken.is_set():
-                if self.auto_advance and await self._is_quiet(woken):
-                    self._move_to(self._sleepers[0][0])
-                else:
+                if not self._is_next(entry):
                     await asyncio.sleep(_POLL_SECONDS)
+                elif await self._is_quiet(woken) and self._is_next(entry):
+                    self._move_to(due)
         finally:
             if entry in self._sleepers:  # cancelled: it takes its alarm with it
                 self._sleepers.remove(entry)
                 heapq.heapify(self._sleepers)
+
+    def _is_next(self, entry: tuple[int, int, asyncio.Event]) -> bool:
+        """Return whether the clock may jump, and to this sleeper's time."""
+        return self.auto_advance and bool(self._sleepers) and self._sleepers[0] is entry
 
     async def _is_quiet(self, woken: asyncio.Event) -> bool:
         """Return whether nothing has happened for a moment of real time."""

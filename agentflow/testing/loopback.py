@@ -25,6 +25,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -34,6 +35,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
+from agentflow.testing.kept_responses import KeptResponse
 from agentflow.testing.wire_formats import (
     PATHS,
     Answer,
@@ -41,6 +43,7 @@ from agentflow.testing.wire_formats import (
     Seen,
     error_body,
     events,
+    token_counts,
     whole,
 )
 
@@ -50,6 +53,8 @@ Reply = Answer | Fault | str
 Script = Sequence[Reply] | Callable[[Seen], Reply]
 
 _HOST = "127.0.0.1"
+_RESPONSES = "/v1/responses/"
+_TICK_SECONDS = 0.005
 _LATE = 0.8  # an event is broken behind its name, within its data
 _MIDDLE = 0.5  # a disconnect in the middle comes after half of the bytes or events
 
@@ -68,6 +73,7 @@ class Record:
         key: Its idempotency key.
         test_id: Its ``X-Test-Id`` header.
         outcome: ``pending``, ``answered``, ``aborted`` (the client went away) or ``fault …``.
+        billed_tokens: What the vendor would bill for it, whoever got the answer.
         body: Its JSON.
     """
 
@@ -80,6 +86,7 @@ class Record:
     key: str = ""
     test_id: str = ""
     outcome: str = "pending"
+    billed_tokens: int = 0
     body: dict[str, Any]
 
 
@@ -98,6 +105,8 @@ class LoopbackServer:
         self._lock = threading.Lock()
         self._records: list[Record] = []
         self._seen: Counter[str] = Counter()
+        self._kept: dict[str, tuple[KeptResponse, Record]] = {}
+        self._looks: list[tuple[str, str]] = []
         self._server = _Server((_HOST, port), _Handler)
         self._server.loopback = self
         self._thread = threading.Thread(
@@ -119,6 +128,17 @@ class LoopbackServer:
         """Every POST so far, killed and aborted ones too."""
         with self._lock:
             return list(self._records)
+
+    @property
+    def billed_tokens(self) -> int:
+        """What the vendor would bill for all requests so far, in tokens."""
+        return sum(r.billed_tokens for r in self.requests)
+
+    @property
+    def looks(self) -> list[tuple[str, str]]:
+        """Every look at a response in the background, as (retrieve, stream or cancel, its id)."""
+        with self._lock:
+            return list(self._looks)
 
     def start(self) -> Self:
         """Serve from now on."""
@@ -168,6 +188,27 @@ class LoopbackServer:
         with self._lock:
             self._records.clear()
             self._seen.clear()
+            self._looks.clear()
+
+    def keep(self, response: KeptResponse, record: Record) -> None:
+        """Begin to work on a response in the background."""
+        with self._lock:
+            self._kept[response.id] = response, record
+
+    def look(self, what: str, id: str) -> tuple[KeptResponse, int | None] | None:
+        """Count a look at a response; return it and the status that is its fault, if it is there."""
+        with self._lock:
+            before = sum(found == id for kind, found in self._looks if kind != "cancel")
+            self._looks.append((what, id))
+            found = self._kept.get(id)
+        if found is None or found[0].fault.vanishes:
+            return None
+        response, record = found
+        if what == "cancel":
+            record.billed_tokens = response.cancel(time.monotonic())
+            return response, None
+        statuses = response.fault.looks
+        return response, statuses[before] if before < len(statuses) else None
 
     def reply(self, seen: Seen) -> Answer:
         """Return what the script says to a request."""
@@ -205,8 +246,14 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing: requests are counted instead."""
 
     def do_GET(self) -> None:
-        """Answer what was counted: `/__requests`, filtered by `?key=` or `?test_id=`."""
+        """Answer what was counted: `/__requests`, filtered by `?key=` or `?test_id=`.
+
+        Or how a response in the background stands, or its events: `/v1/responses/…`.
+        """
         where = urlsplit(self.path)
+        if where.path.startswith(_RESPONSES):
+            self._look(where.path.removeprefix(_RESPONSES), parse_qs(where.query))
+            return
         if where.path != "/__requests":
             self._json(404, {"error": {"message": f"nothing at {where.path}"}})
             return
@@ -216,7 +263,59 @@ class _Handler(BaseHTTPRequestHandler):
             for r in self.server.loopback.requests
             if all(getattr(r, k, None) == v for k, v in wanted.items())
         ]
-        self._json(200, {"count": len(found), "requests": [_plain(r) for r in found]})
+        self._json(
+            200,
+            {
+                "count": len(found),
+                "billed_tokens": sum(r.billed_tokens for r in found),
+                "looks": self.server.loopback.looks,
+                "requests": [_plain(r) for r in found],
+            },
+        )
+
+    def _look(self, id: str, query: Mapping[str, Sequence[str]]) -> None:
+        streams = query.get("stream") == ["true"]
+        found = self.server.loopback.look("stream" if streams else "retrieve", id)
+        if found is None:
+            message = f"Response with id '{id}' not found."
+            self._json(404, {"error": {"type": "invalid_request_error", "message": message}})
+            return
+        response, status = found
+        if status is not None:
+            if status:
+                self._json(status, error_body("responses", status))
+            else:
+                self._hang_up()
+        elif not streams:
+            self._json(200, response.state(time.monotonic()))
+        elif not response.streamed:
+            message = (
+                "This response cannot be streamed because it was not created with stream=true."
+            )
+            self._json(400, {"error": {"type": "invalid_request_error", "message": message}})
+        else:
+            after = int(query.get("starting_after", ["-1"])[0])
+            try:
+                self._follow(response, after + 1, None)
+            except (ConnectionError, TimeoutError):
+                self.close_connection = True
+
+    def _follow(self, response: KeptResponse, first: int, most: int | None) -> None:
+        """Send the events of a response in the background from number *first* on, *most* at most."""
+        self._head(200, "text/event-stream", None)
+        sent = 0
+        while True:
+            now = time.monotonic()
+            for name, data in response.ready(now)[first + sent :]:
+                if sent == most:
+                    return
+                self._chunk(f"event: {name}\ndata: {json.dumps(data)}\n\n".encode())
+                sent += 1
+            if response.is_over(now):
+                break
+            if self._wait(_TICK_SECONDS):
+                raise ConnectionAbortedError
+        self._chunk(b"")
 
     def do_POST(self) -> None:
         """Count, and answer as the script says."""
@@ -226,6 +325,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/__reset":
             self.server.loopback.reset()
             self._json(200, {})
+            return
+        if path.startswith(_RESPONSES) and path.endswith("/cancel"):
+            self._cancel(path.removeprefix(_RESPONSES).removesuffix("/cancel"))
             return
         if api is None:
             self._json(404, {"error": {"message": f"nothing at {path}"}})
@@ -242,10 +344,22 @@ class _Handler(BaseHTTPRequestHandler):
         record.turns = seen.turns
         self._serve(seen, record)
 
+    def _cancel(self, id: str) -> None:
+        found = self.server.loopback.look("cancel", id)
+        if found is None:
+            self._json(404, {"error": {"message": f"Response with id '{id}' not found."}})
+        else:
+            self._json(200, found[0].state(time.monotonic()))
+
     def _serve(self, seen: Seen, record: Record) -> None:
         answer = self.server.loopback.reply(seen)
         fault = answer.fault or Fault()
+        if fault.status is None and fault.disconnect != "before":
+            record.billed_tokens = sum(token_counts(seen, answer))
         try:
+            if seen.background and fault.status is None and fault.disconnect != "before":
+                self._keep(seen, answer, fault, record)
+                return
             if fault.delay_seconds and self._wait(fault.delay_seconds):
                 raise ConnectionAbortedError
             self._send(seen, answer, fault, record)
@@ -256,12 +370,28 @@ class _Handler(BaseHTTPRequestHandler):
         if record.outcome == "pending":
             record.outcome = "answered"
 
+    def _keep(self, seen: Seen, answer: Answer, fault: Fault, record: Record) -> None:
+        """Accept a response in the background: it goes on whatever becomes of the client."""
+        response = KeptResponse(seen, answer, time.monotonic())
+        self.server.loopback.keep(response, record)
+        record.outcome = f"fault {fault.disconnect}" if fault.disconnect else "answered"
+        if fault.disconnect == "reply":
+            self._hang_up()
+        elif seen.stream:
+            events_in_all = len(response.all_events)
+            most = max(1, int(events_in_all * _MIDDLE)) if fault.disconnect else None
+            self._follow(response, 0, most)
+            if most is not None:
+                self._hang_up()
+        else:
+            self._json(200, response.state(time.monotonic()))
+
     def _send(self, seen: Seen, answer: Answer, fault: Fault, record: Record) -> None:
         if fault.status is not None:
             record.outcome = f"fault {fault.status}"
             body = error_body(seen.api, fault.status) if fault.body is None else fault.body
             self._json(fault.status, body, fault.headers)
-        elif fault.disconnect == "before":
+        elif fault.disconnect in {"before", "reply"}:
             record.outcome = "fault disconnect"
             self._hang_up()
         elif seen.stream:

@@ -46,6 +46,10 @@ SYNC_POINTS: dict[str, str] = {
     "reconcile.before_call": "a doubtful call is about to be looked up",
     "reconcile.after_call": "a doubtful call is settled outside, not in the log",
     "stream.after_delta": "a piece of an answer was shown",
+    "llm.before_send": "a model call's intent is committed, nothing is sent",
+    "llm.after_ref": "the vendor's handle is handed on",
+    "llm.before_resume": "a call in flight is about to be asked for again",
+    "llm.after_response": "an answer is here, not priced",
     "provider.before_answer": "a request is sent",
     "provider.after_answer": "an answer is complete, not returned",
     # store

@@ -29,23 +29,30 @@ class Fault:
         status: HTTP status to answer with, instead of the answer.
         headers: Headers of that answer, such as ``retry-after-ms``.
         body: Its error body; None makes a plausible one.
-        disconnect: ``before`` the answer, or in the ``middle`` of it.
+        disconnect: ``before`` anything is done, in the ``middle`` of the answer, or before a byte
+            of the ``reply`` although the request was accepted and is billed.
         truncate: End a stream in good order, but before its terminal event.
         malformed: Send half a JSON document.
         delay_seconds: Wait so long, in seconds, before anything is sent.
         pause_seconds: Wait so long, in seconds, before each event of a stream.
         no_usage: Leave the usage out.
+        stuck: A response in the background stays in the queue for ever.
+        vanishes: A response in the background is unknown when it is looked for.
+        looks: Statuses with which the first looks at it are answered; 0 = hang up.
     """
 
     status: int | None = None
     headers: dict[str, str] = field(default_factory=dict)
     body: dict[str, Any] | str | None = None
-    disconnect: Literal["before", "middle"] | None = None
+    disconnect: Literal["before", "middle", "reply"] | None = None
     truncate: bool = False
     malformed: bool = False
     delay_seconds: float = 0.0
     pause_seconds: float = 0.0
     no_usage: bool = False
+    stuck: bool = False
+    vanishes: bool = False
+    looks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +112,11 @@ class Seen:
     def stream(self) -> bool:
         """Whether a stream is asked for."""
         return bool(self.body.get("stream"))
+
+    @property
+    def background(self) -> bool:
+        """Whether it is to go on without a connection."""
+        return self.api == "responses" and bool(self.body.get("background"))
 
     @property
     def turns(self) -> int:
@@ -196,7 +208,8 @@ def error_body(api: Api, status: int) -> dict[str, Any]:
     return {"error": {**error, "code": None, "param": None}}
 
 
-def _counts(seen: Seen, answer: Answer) -> tuple[int, int]:
+def token_counts(seen: Seen, answer: Answer) -> tuple[int, int]:
+    """Return (input, output) tokens as usage reports say them."""
     given, made = answer.input_tokens, answer.output_tokens
     if given is None:
         given = tokens(_asked(seen.body))
@@ -215,12 +228,14 @@ def _call_ids(seen: Seen, answer: Answer) -> list[str]:
 
 # -- OpenAI Responses
 
+_ECHOED = ("instructions", "tools", "tool_choice", "background")
+
 
 def _response(seen: Seen, answer: Answer) -> dict[str, Any]:
-    given, made = _counts(seen, answer)
+    given, made = token_counts(seen, answer)
     reasons = {"length": "max_output_tokens", "content_filter": "content_filter"}
     reason = reasons.get(answer.finish)
-    echoed = {k: seen.body.get(k) for k in ("instructions", "tools", "tool_choice", "store")}
+    echoed = {k: seen.body.get(k) for k in (*_ECHOED, "store")}
     return {
         "id": f"resp_{seen.digest}_{seen.number}",
         "object": "response",
@@ -318,7 +333,7 @@ def _empty(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _completion(seen: Seen, answer: Answer) -> dict[str, Any]:
-    given, made = _counts(seen, answer)
+    given, made = token_counts(seen, answer)
     message: dict[str, Any] = {"role": "assistant", "content": answer.text or None}
     if answer.refusal:
         message["refusal"] = answer.refusal
@@ -388,7 +403,7 @@ def _completion_events(body: dict[str, Any], seen: Seen) -> Iterator[Event]:
 
 
 def _message(seen: Seen, answer: Answer) -> dict[str, Any]:
-    given, made = _counts(seen, answer)
+    given, made = token_counts(seen, answer)
     content: list[dict[str, Any]] = []
     if answer.reasoning:
         signature = f"signed-{seen.digest}"

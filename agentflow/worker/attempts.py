@@ -57,6 +57,7 @@ class RunScope:
 
     project: str
     run_id: str
+    run_pk: int
     epoch: int
     tags: tuple[str, ...]
     segment: int = 1
@@ -80,8 +81,8 @@ class AttemptHouse:
     clock: Clock
     draws: Draws
     resources: Mapping[str, Any]
-    on_item: Callable[[str, StreamItem], None] | None = None
-    is_watched: Callable[[str], bool] = lambda _: False
+    on_item: Callable[[RunScope, StreamItem], None] | None = None
+    is_watched: Callable[[RunScope], bool] = lambda _: False
     threads: Threads = field(default_factory=lambda: Threads(_THREADS))
 
 
@@ -141,7 +142,7 @@ class Attempt:
     def context(self) -> ActivityContext:
         """What the activity may know of the attempt, made if it asks."""
         scope, call = self._scope, self.call
-        watched = self._house.on_item is not None and self._house.is_watched(scope.run_id)
+        watched = self._house.on_item is not None and self._house.is_watched(scope)
         return ActivityContext(
             run_id=scope.run_id,
             project=scope.project,
@@ -340,9 +341,9 @@ class Attempt:
         delta = item if isinstance(item, Delta) else Delta(text=str(item))
         if self._offset == 0 and self.number > 1:
             reset = StreamItem(key=self.call.key, attempt=self.number, offset=0, reset=True)
-            publish(self._scope.run_id, reset)
+            publish(self._scope, reset)
         publish(
-            self._scope.run_id,
+            self._scope,
             StreamItem(key=self.call.key, attempt=self.number, offset=self._offset, delta=delta),
         )
         self._offset += 1

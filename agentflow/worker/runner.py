@@ -580,8 +580,9 @@ class Runner:
         row = self.row
         segment = self._machine.segment if self._machine is not None else 1
         return RunScope(
-            project=row.project, run_id=row.id, epoch=row.epoch, tags=row.tags, segment=segment
-        )
+            project=row.project, run_id=row.id, run_pk=row.pk, epoch=row.epoch, tags=row.tags,
+            segment=segment,
+        )  # fmt: skip
 
     def _start(self, command: StartAttempt) -> None:
         if not command.call.is_waited_for and command.call.cancel_recorded:

@@ -23,9 +23,10 @@ from agentflow.engine.definitions import REGISTRY, Registry
 from agentflow.errors import StoreError
 from agentflow.history import events as ev
 from agentflow.llm.stream import StreamItem
-from agentflow.protocols import Claimed, InboxRow, RunStatus, Store, bare_append
+from agentflow.protocols import Append, Claimed, InboxRow, RunStatus, Store, bare_append
 from agentflow.sync_point import sync_point
-from agentflow.worker.attempts import AttemptHouse, Draws
+from agentflow.worker.attempts import AttemptHouse, Draws, RunScope
+from agentflow.worker.broadcast import Broadcast
 from agentflow.worker.inbox import arrival_of
 from agentflow.worker.runner import House, Runner
 
@@ -89,9 +90,13 @@ class Worker:
         self._clock = clock
         self._registry = registry
         self._on_status = on_status
+        self._broadcast = Broadcast(store)
+        self._look_later = False
+        self._on_item = on_item
+        self._watched_here = is_watched
         self._attempts = AttemptHouse(
             codec=codec, bodies=store, clock=clock, draws=draws,
-            resources=self._options.resources, on_item=on_item, is_watched=is_watched,
+            resources=self._options.resources, on_item=self._show, is_watched=self._is_watched,
         )  # fmt: skip
         self._house = House(
             store=store, codec=codec, clock=clock, registry=registry, attempts=self._attempts,
@@ -153,6 +158,7 @@ class Worker:
         self._runners.clear()
         self._warm.clear()
         self._attempts.threads.close()
+        await self._broadcast.close()
         if self.is_owner and held and self.error is None:
             try:
                 await self._store.release(self.id, [r.row.pk for r in held])
@@ -197,9 +203,29 @@ class Worker:
             more = await self._claim()
             await self._read_inboxes()
             self._fire_timers()
+            await self._look_for_watchers()
             if more or self._changed:
                 continue
             await self._sleep()
+
+    def _is_watched(self, scope: RunScope) -> bool:
+        return self._watched_here(scope.run_id) or self._broadcast.is_watched(scope.run_pk)
+
+    def _show(self, scope: RunScope, item: StreamItem) -> None:
+        if self._on_item is not None:
+            self._on_item(scope.run_id, item)
+        if self._broadcast.is_watched(scope.run_pk):
+            self._broadcast.put(scope.run_pk, item)
+
+    async def _look_for_watchers(self) -> None:
+        rest = await self._broadcast.look()
+        if rest and not self._look_later:
+            self._look_later = True
+            self._loop.call_later(rest, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look_later = False
+        self._wake.set()
 
     async def _become_owner(self) -> None:
         told = False
@@ -235,6 +261,8 @@ class Worker:
         by_run: dict[int, list[InboxRow]] = {}
         for row in await self._store.inbox(run_pks):
             by_run.setdefault(row.run_pk, []).append(row)
+        if by_run:
+            sync_point("inbox.after_read")
         return by_run
 
     async def _adopt(self, claimed: Claimed, messages: list[InboxRow]) -> None:
@@ -259,10 +287,15 @@ class Worker:
         row = claimed.row
         error = f"{row.kill_count} workers in a row died while this run was running"
         _LOG.error("run quarantined", extra={"run_id": row.id, "kills": row.kill_count})
-        await self._store.append(
-            bare_append(row, batch_id=ids.new_batch_id(), status="quarantined", error=error)
-        )
+        batch = bare_append(row, batch_id=ids.new_batch_id(), status="quarantined", error=error)
+        await self._append_alone(batch)
         self._on_status(row.pk, "quarantined")
+
+    async def _append_alone(self, batch: Append) -> None:
+        """Append without a runner; where messages came meanwhile, the next claim reads them."""
+        answer = await self._store.append(batch)
+        if not answer.released:
+            await self._store.release(self.id, [batch.run_pk])
 
     async def _keep_quarantined(self, claimed: Claimed, rows: list[InboxRow]) -> None:
         """Record messages to a quarantined run without running its code; a cancel ends it."""
@@ -277,7 +310,7 @@ class Worker:
             row, batch_id=ids.new_batch_id(), status=status, facts=facts, error=row.error
         )
         batch.inbox_done.extend(r.row for r in rows)
-        await self._store.append(batch)
+        await self._append_alone(batch)
         self._on_status(row.pk, status)
 
     async def _read_inboxes(self) -> None:

@@ -642,3 +642,44 @@ async def test_a_model_call_in_doubt_is_in_the_ledger_as_unknown(url: str) -> No
     assert [(r.attempt, r.record.status) for r in rows] == [(1, "in_doubt"), (2, "ok")]
     assert rows[0].record.priced.amount_pico_usd is None
     assert "1 with unknown usage" in str(cost)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+async def test_a_stream_is_seen_here_and_from_another_client(url: str, elsewhere: bool) -> None:  # noqa: FBT001
+    """Pieces of an answer reach subscribers of this process, and of others through the store."""
+    agent = agentflow.Agent("talker", model="scripted:talk")
+
+    @workflow(name="talks")
+    async def talks() -> str:
+        await agentflow.wait_signal("go")
+        return (await agent.run("hello")).output
+
+    scripts = {"talk": ["one two three"]}
+    async with (
+        asyncio.timeout(20),
+        agentflow.open(url, scripts=scripts) as flow,
+        agentflow.connect(url) as other,
+    ):
+        run = await flow.start(talks, id="t")
+        await until_status(run, "waiting")
+        seen: list[str] = []
+        watched: Client = other if elsewhere else flow
+
+        async def follow() -> None:
+            handle = await watched.get("t")
+            async for item in handle.stream():
+                seen.append(item.delta.text if item.delta else "")
+
+        task = asyncio.create_task(follow())
+        if elsewhere:
+            while not flow._worker._broadcast._watched:  # noqa: ASYNC110 -- a row, not an event
+                await asyncio.sleep(0.01)
+        else:
+            while not flow._worker._watched_here("t"):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        await run.signal("go")
+        assert await run.result() == "one two three"
+        await task
+
+    assert "".join(seen) == "one two three"
+    assert len(seen) > 1

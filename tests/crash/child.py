@@ -14,6 +14,7 @@ from typing import Any
 import agentflow
 from agentflow.client import Run
 from agentflow.errors import RunCancelledError, RunFailedError, RunParkedError
+from agentflow.history import events as ev
 from agentflow.protocols import ENDED, PARKED
 from agentflow.sync_point import arm
 from agentflow.testing.clock import FastClock
@@ -95,6 +96,7 @@ async def live(spec: Spec) -> Any:
         durability=spec.durability,
         clock=FastClock(spec.base_ms, FACTOR),
         worker=options,
+        providers=[workloads.Keeper()],
     ) as flow:
         run = await workload.start(flow)
         workloads.OUTSIDE[0].ask("ack", what=["run", run.id])
@@ -162,6 +164,7 @@ def check(spec: Spec, outside: Outside) -> dict[str, Any]:
         for run in facts.runs
         if run.row["status"] not in {"completed", "failed", "cancelled", "quarantined"}
     ]
+    found += _paid_twice(facts, sum(e["op"] == "note" and e["name"] == "paid" for e in counted))
     kinds = Counter(row.kind for run in facts.runs for row in run.rows)
     return {
         "problems": found,
@@ -181,3 +184,11 @@ def _unheard(facts: StoreFacts, acknowledged: list[list[str]]) -> list[str]:
             known |= {(kind, name) for kind, name in acknowledged if name in text}
     lost = [(kind, name) for kind, name in acknowledged if (kind, name) not in known]
     return [f"{kind} {name} was acknowledged and lost" for kind, name in lost]
+
+
+def _paid_twice(facts: StoreFacts, paid: int) -> list[str]:
+    """Return whether the kept model was paid for what it could have been asked for again."""
+    events = [event for run in facts.runs for event in run.events]
+    wanted = sum(isinstance(e, ev.ActivityCompleted) for e in events)
+    lost = sum(isinstance(e, ev.ActivityInDoubt) and e.provider_ref is None for e in events)
+    return [f"a kept answer was paid {paid} times, for {wanted} calls"] if paid > wanted + lost else []

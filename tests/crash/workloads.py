@@ -31,7 +31,11 @@ from agentflow import (
 from agentflow.app import Flow
 from agentflow.client import Run
 from agentflow.engine.definition import ActivityContext
-from agentflow.errors import RunEndedError, UsageError
+from agentflow.errors import ResponseLostError, RunEndedError, UsageError
+from agentflow.llm.messages import assistant
+from agentflow.llm.request import ModelRequest
+from agentflow.llm.response import ModelResponse
+from agentflow.protocols import ProviderCall
 from agentflow.providers.scripted import call, script
 from tests.crash.counter import Outside
 
@@ -628,6 +632,63 @@ async def edited() -> bool:
 
 
 register("edited", edited, expected=True, counted=("step", "prompted"))
+
+
+# --- a model that goes on when nobody is connected ------------------------------------------
+
+
+class Keeper:
+    """A provider whose vendor (the outside) keeps what it was asked: `resume` pays nothing."""
+
+    name = "keeper"
+
+    async def complete(self, request: ModelRequest, call: ProviderCall) -> ModelResponse:
+        """Be paid, say under which handle, then answer."""
+        ref = f"ref-{call.idempotency_key}-{call.attempt}"
+        OUTSIDE[0].ask("note", name="paid")
+        OUTSIDE[0].ask("note", name=ref)
+        told = call.on_ref(ref) if call.on_ref is not None else None
+        if told is not None:
+            await told
+        await asyncio.sleep(0.003)
+        return _kept(ref)
+
+    def keeps(self, request: ModelRequest) -> bool:
+        """Keep everything."""
+        return True
+
+    async def resume(self, ref: str, request: ModelRequest, call: ProviderCall) -> ModelResponse:
+        """Return the answer that was paid."""
+        if not OUTSIDE[0].ask("noted", name=ref):
+            msg = f"{ref} was never asked for"
+            raise ResponseLostError(msg, retryable=False)
+        return _kept(ref)
+
+    async def cancel(self, ref: str) -> None:
+        """Go on: nobody cancels here."""
+
+    async def close(self) -> None:
+        """Do nothing."""
+
+
+def _kept(ref: str) -> ModelResponse:
+    return ModelResponse(
+        message=assistant("kept"), finish="stop", model="keeper:x", usage=None, response_id=ref
+    )
+
+
+listener = Agent("listener", model="keeper:x", instructions="Answer.")
+
+
+@workflow
+async def background(question: str) -> list[str]:
+    """Two model calls that are fetched, not repeated, after a crash."""
+    first = await listener.run(question)
+    second = await listener.run("And?", conversation=first.messages)
+    return [first.output, second.output]
+
+
+register("background", background, "Well?", expected=["kept", "kept"])
 
 
 # --- special: a run that kills its worker, and one beside it --------------------------------

@@ -193,11 +193,11 @@ def parse(arguments: list[str]) -> None:
 
 def check(expected: list[str], printed: str, what: str, *, exact: bool = False) -> None:
     """Fail unless *expected* is what was printed, or its lines are among it, in order."""
-    lines = [line.rstrip() for line in printed.splitlines() if line.strip()]
+    lines = [line.strip() for line in printed.splitlines() if line.strip()]
     if exact and expected:
         assert len(lines) == len(expected), f"{what}: printed {lines}"
     rest = iter(lines)
     for line in expected:
-        pattern = ".*".join(map(re.escape, line.rstrip().split("…")))
+        pattern = ".*".join(map(re.escape, line.strip().split("…")))
         found = any(re.fullmatch(pattern, one) for one in rest)
         assert found, f"{what}\n\nexpected: {line}\nprinted:\n{printed}"

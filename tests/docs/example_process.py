@@ -23,6 +23,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
         "HOME": str(Path.home()),
         "PYTHONPATH": str(ROOT),
         "PYTHONUTF8": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",  # a file mended within a second would be run as it was
         **(extra or {}),
     }
 

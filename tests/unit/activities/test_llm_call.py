@@ -320,6 +320,6 @@ async def _attempted(complete: Complete, timeout: timedelta) -> list[Arrival]:
         codec=codec, bodies=memory, clock=ManualClock(), draws=Half(), resources={MODELS: models}
     )
     found: list[Arrival] = []
-    scope = RunScope(project="p", run_id="r", epoch=1, tags=())
+    scope = RunScope(project="p", run_id="r", run_pk=1, epoch=1, tags=())
     await Attempt(house, StartAttempt(call, 1, {}), scope, found.append).run()
     return found

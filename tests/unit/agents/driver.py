@@ -272,7 +272,7 @@ class Driver:
     async def attempt(self, command: StartAttempt) -> list[Arrival]:
         """Run one attempt."""
         found: list[Arrival] = []
-        scope = RunScope(project="p", run_id="r", epoch=1, tags=())
+        scope = RunScope(project="p", run_id="r", run_pk=1, epoch=1, tags=())
         await Attempt(self.house, command, scope, found.append).run()
         self.driven.ledger += [w.record for a in found for w in a.ledger]
         return found
