@@ -19,6 +19,7 @@ from agentflow.engine.definitions import REGISTRY, Registry, Workflow
 from agentflow.errors import SettingsError, UnknownModelError
 from agentflow.ledger.overlay_file import read_overlay
 from agentflow.ledger.prices import GenaiPriceBook
+from agentflow.llm.usage import Usage
 from agentflow.protocols import PriceBook, Provider, Store
 from agentflow.settings import Settings, read_settings
 from agentflow.worker.worker import Worker, WorkerOptions
@@ -241,6 +242,30 @@ def price_book(settings: Settings) -> GenaiPriceBook:
         SettingsError: the file of negotiated prices cannot be read, or is wrong.
     """
     return GenaiPriceBook([read_overlay(Path(settings.prices))] if settings.prices else [])
+
+
+def read_usage(model: str, raw: Mapping[str, Any]) -> Usage | None:
+    """Return usage as the adapter of a model's provider reads the vendor's own words.
+
+    Args:
+        model: ``provider:name``.
+        raw: Usage as the ledger keeps it.
+
+    Returns:
+        The usage, or None where the words do not say what was used.
+
+    Raises:
+        LookupError: the provider is none of the box.
+    """
+    provider = model.partition(":")[0]
+    path = (*_PROVIDERS.get(provider, ()), "")[0]
+    if provider == "scripted":
+        path = "agentflow.providers.scripted"
+    if not path:
+        msg = f"no adapter here reads the usage of {provider!r}"
+        raise LookupError(msg)
+    read: Callable[[dict[str, Any]], Usage | None] = importlib.import_module(path).read_usage
+    return read({"usage": dict(raw), "tool_usage": raw.get("tool_usage")})
 
 
 def _provider_loader(

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from agentflow import ids
@@ -28,12 +29,15 @@ from agentflow.errors import (
 from agentflow.history import events as ev
 from agentflow.history.failure import Failure
 from agentflow.history.history import History, cut, history_of, retry_point
-from agentflow.ledger.reports import CostGroup, CostQuery, RunCost, total
+from agentflow.ledger.entries import adjustment
+from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow, RunCost, total
+from agentflow.ledger.spending import Spending
 from agentflow.llm.stream import StreamItem
 from agentflow.protocols import (
     ENDED,
     PARKED,
     Approval,
+    LedgerWrite,
     Message,
     NewRun,
     RunFilter,
@@ -51,6 +55,7 @@ Rows = list[RunRow]  # spelt here: inside Client, `list` is its method
 Approvals = list[Approval]
 Groups = list[CostGroup]
 
+_PAGE = 2000  # entries of the ledger that are read at once
 _POLL_SECONDS = 0.25  # how late a change by another process may be seen
 _STREAM_SECONDS = 0.1  # between two looks at the pieces of an answer
 _WATCH_MS = 10_000  # for so long the owner sends pieces after we have last said that we watch
@@ -279,7 +284,10 @@ class Run(Generic[R]):
         failure = Failure(type="RunFailed", message=row.error)
         if row.output is not None:
             failure = codec.decode(row.output, Failure, store, what="failure")
-        error = RunFailedError(f"run {self.id} failed: {failure.line}", hint=failure.hint)
+        said = failure.message if failure.type == "Fail" else failure.line
+        again = f"`run.retry()` or `agentflow retry {self.id}` reopens it just before the failure."
+        hint = f"{failure.hint} {again}".strip()
+        error = RunFailedError(f"run {self.id} failed: {said}", hint=hint)
         error.failure = failure
         raise error
 
@@ -744,6 +752,103 @@ class Client:
             One sum per group; see `agentflow.ledger.reports.coverage` for what it covers.
         """
         return await self._seams.store.cost(query)
+
+    async def spending(self, query: CostQuery) -> Spending:
+        """Return what of a total was wasted, and what was saved.
+
+        Args:
+            query: What is summed; its groups do not matter.
+
+        Returns:
+            Exact sums of what is known, with the number of attempts that are not.
+        """
+        return await self._seams.store.spending(query)
+
+    async def entries(self, query: CostQuery | None = None) -> AsyncIterator[LedgerRow]:
+        """Yield the attempts and adjustments of the ledger with their cost lines.
+
+        Args:
+            query: Which ones; all of the project by default.
+
+        Yields:
+            Entries run by run, each run's in the order of writing.
+        """
+        wanted = query or CostQuery(project=self._seams.project)
+        after = (0, 0)
+        while found := await self._seams.store.entries(wanted, after=after, limit=_PAGE):
+            for row in found:
+                yield row
+            after = (found[-1].run_pk, found[-1].n)
+
+    async def adjust(  # noqa: PLR0913 -- what an amount needs to be understood later
+        self,
+        run_id: str,
+        amount_usd: Decimal | str | int,
+        *,
+        reason: str,
+        key: str = "",
+        attempt: int | None = None,
+        id: str | None = None,
+        actor: str | None = None,
+    ) -> bool:
+        """Book an amount to a run, beside what was priced; nothing in the ledger is ever edited.
+
+        Args:
+            run_id: The run's id, a unique prefix of it, or ``@last``.
+            amount_usd: Signed US dollars, exact; negative is a credit. No float.
+            reason: Why; shown wherever the amount is.
+            key: The call that it is about, if it is about one.
+            attempt: Its attempt, from 1; the last one by default.
+            id: The same id is booked once; a new one by default.
+            actor: Who books it.
+
+        Returns:
+            Whether it is new; False where *id* was booked before.
+
+        Raises:
+            NotFoundError: there is no such run, or no such attempt in its ledger.
+            UsageError: the amount is zero or no exact amount, or there is no reason.
+        """
+        if isinstance(cast("object", amount_usd), float | bool):
+            msg = f"{amount_usd!r} is not exact"
+            raise UsageError(msg, hint='Write amounts as text, such as "-0.31", or Decimal.')
+        seams = self._seams
+        row = await (await self.get(run_id)).info()
+        about = await self._billed(row, key, attempt) if key else None
+        record = adjustment(
+            _decimal(amount_usd),
+            reason=reason,
+            actor=actor or seams.actor or "",
+            id=id or ids.new_message_id(),
+            model=(about.record.model_served or about.record.model_asked) if about else "",
+        )
+        entry = LedgerWrite(
+            key=key, attempt=about.attempt if about else 0, at_ms=seams.clock.now_ms(), record=record
+        )
+        sync_point("adjust.before")
+        is_new = await seams.store.adjust(row.project, row.id, entry)
+        sync_point("adjust.after")
+        return is_new
+
+    async def _billed(self, row: RunRow, key: str, attempt: int | None) -> LedgerRow:
+        """Return the entry of an attempt, by default of the call's last one."""
+        rows = await self._seams.store.ledger(row.project, row.id)
+        found = [r for r in rows if r.key == key and r.record.kind != "adjustment"]
+        if attempt is not None:
+            found = [r for r in found if r.attempt == attempt]
+        if not found:
+            which = key if attempt is None else f"{key} attempt {attempt}"
+            msg = f"the ledger of run {row.id} has no {which}"
+            raise NotFoundError(msg, hint=f"See `agentflow explain {row.id}`.")
+        return found[-1]
+
+
+def _decimal(amount: Decimal | str | int) -> Decimal:
+    try:
+        return Decimal(amount)
+    except InvalidOperation:
+        msg = f"{amount!r} is no amount of dollars"
+        raise UsageError(msg, hint="Write it as -0.31.") from None
 
 
 def _ms(span: timedelta | float) -> int:

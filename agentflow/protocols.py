@@ -14,6 +14,7 @@ from agentflow.codec import Cipher, Parts, Payload
 from agentflow.history.events import ActivityStarted, AnyEvent
 from agentflow.ledger.entries import AttemptRecord, Priced
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
+from agentflow.ledger.spending import Spending
 from agentflow.llm.request import ModelRequest
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.stream import Delta, StreamItem
@@ -187,6 +188,23 @@ class LedgerWrite:
     attempt: int
     at_ms: int
     record: AttemptRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Booking:
+    """Amounts that belong to no run: they are recorded as a run of their own that has ended.
+
+    Attributes:
+        run: The run; its input says what was compared.
+        completed: Its last event; its payload says what was accepted.
+        parts: Bodies of that payload.
+        ledger: The amounts.
+    """
+
+    run: NewRun
+    completed: AnyEvent
+    parts: Parts
+    ledger: tuple[LedgerWrite, ...]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -426,6 +444,28 @@ class Store(Protocol):
 
     async def ledger(self, project: str, run_id: str) -> list[LedgerRow]:
         """Return every attempt of a run with its cost lines, in the order they were written."""
+        ...
+
+    async def spending(self, query: CostQuery) -> Spending:
+        """Return what of the total of *query* was wasted, and what was saved."""
+        ...
+
+    async def entries(
+        self, query: CostQuery, *, after: tuple[int, int] = (0, 0), limit: int = 1000
+    ) -> list[LedgerRow]:
+        """Return attempts of all runs that count, in the order of (run_pk, n), behind *after*."""
+        ...
+
+    async def adjust(self, project: str, run_id: str, entry: LedgerWrite) -> bool:
+        """Book an amount to a run; return whether it is new: one `request_id` is booked once.
+
+        Raises:
+            NotFoundError: no such run, or its ledger has no such attempt.
+        """
+        ...
+
+    async def book(self, booking: Booking) -> tuple[RunRow, bool]:
+        """Record amounts as a run that has ended; an id that exists is returned, not written."""
         ...
 
     # -- verbs of the auditor

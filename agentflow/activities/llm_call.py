@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from agentflow.clock import Clock, SystemClock, from_ms
+from agentflow.clock import Clock, SystemClock, from_ms, to_ms
 from agentflow.codec import canonical
 from agentflow.engine.definition import ActivityContext, ActivityOptions
 from agentflow.engine.definitions import REGISTRY, Activity
@@ -165,6 +165,14 @@ def cache_key(request: ModelRequest, label: str) -> str:
     return hashlib.sha256(plain).hexdigest()[:_KEY_CHARS]
 
 
+def _raw_usage(response: ModelResponse) -> dict[str, Any]:
+    """Return usage as the vendor wrote it, with what OpenAI's Responses say beside it."""
+    found = response.raw.get("usage")
+    usage = dict(found) if isinstance(found, dict) else {}
+    beside = response.raw.get("tool_usage")
+    return {**usage, "tool_usage": beside} if beside and usage else usage
+
+
 class _Attempt:
     """What the ledger is told of one attempt."""
 
@@ -210,7 +218,7 @@ class _Attempt:
         priced = self._price(
             response.usage, response.model, response.service_tier, response.context
         )
-        raw_usage = response.raw.get("usage")
+        raw_usage = _raw_usage(response)
         self._ctx.record(
             AttemptRecord(
                 kind="model",
@@ -220,11 +228,13 @@ class _Attempt:
                 status="ok",
                 priced=priced,
                 usage=response.usage,
-                raw_usage=dict(raw_usage) if isinstance(raw_usage, dict) else {},
+                raw_usage=raw_usage,
                 request_id=response.request_id,
                 response_id=response.response_id,
                 tier=response.service_tier,
                 latency_ms=self._latency_ms(),
+                context=response.context,
+                priced_at_ms=to_ms(self._at),
             )
         )
         cost = priced.amount_pico_usd if priced.status in _KNOWN else None
@@ -276,10 +286,12 @@ class _Attempt:
     def _price_of_failure(self, error: BaseException) -> Priced:
         if isinstance(error, UsageError):
             return Priced(status="not_billed", reason="nothing was sent")
-        if isinstance(error, ProviderError) and self._ref is None:
+        fetching = self._ctx.previous_ref is not None  # what was asked for is billed, if anything
+        if isinstance(error, ProviderError) and not (error.in_flight or fetching):
             if not error.sent:
                 return Priced(status="not_billed", reason="the request never left")
-            if error.status in _TURNED_DOWN and "usage" not in error.data:
+            began = self._ref is not None or "usage" in error.data
+            if error.status in _TURNED_DOWN and not began:
                 return Priced(status="not_billed", reason=f"turned down with status {error.status}")
         return self._price(None, self._request.model)
 

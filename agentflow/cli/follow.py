@@ -126,7 +126,8 @@ class Stop:
 
 
 @asynccontextmanager
-async def _background(*work: Any) -> AsyncIterator[None]:
+async def background(*work: Any) -> AsyncIterator[None]:
+    """Do *work* beside the block, and no longer than it."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         yield
@@ -166,7 +167,7 @@ async def follow(
     deadline = None if timeout is None else loop.time() + timeout.total_seconds()
     patience = Patience(flow, loop.time)
     with contextlib.redirect_stdout(sys.stderr), brake.held():
-        async with _background(*([_pass_on(follower)] if stream else [])):
+        async with background(*([pass_on(follower)] if stream else [])):
             while True:
                 row = await follower.look()
                 standing = await standing_of(flow, row, now_ms())
@@ -213,7 +214,8 @@ def _is_of_result(error: BaseException) -> bool:
     return isinstance(error, AgentflowError) and error.code.startswith("AF4")
 
 
-async def _pass_on(follower: Follower) -> None:
+async def pass_on(follower: Follower) -> None:
+    """Show models' text as it comes."""
     async for item in follower.run.stream():
         follower.view.item(item)
 

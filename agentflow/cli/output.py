@@ -83,9 +83,12 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str | Text]], *, right:
     made = Table(
         box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", show_header=any(titles)
     )
-    for title in titles:
+    for number, title in enumerate(titles):
         made.add_column(
-            title, justify="right" if title in right.split() else "left", overflow="fold"
+            title,
+            justify="right" if title in right.split() else "left",
+            overflow="fold",
+            no_wrap=number == 0,  # an id or a key: to be copied
         )
     for row in rows:
         made.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))

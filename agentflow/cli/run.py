@@ -28,8 +28,12 @@ from agentflow.cli.target import (
 )
 from agentflow.cli.view import view_of
 from agentflow.client import Run
+from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import AgentflowError, OwnedElsewhereError
 from agentflow.protocols import ENDED
+
+_OTHERS = 100  # unfinished runs that are looked at
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +220,7 @@ def again(run_id: str, sources: tuple[str, ...], where: Where) -> str:
 async def work(flow: Flow, handle: Run[Any], how: Following, resume: Again) -> int:
     """Follow a run in this process, and report how it ended."""
     chronicle = Chronicle(flow.codec, flow.store)
+    await _tell_others(flow, handle.id)
     stream = sys.stderr.isatty() if how.stream is None else how.stream
     before = await handle.info()
     with view_of(chronicle, stream=stream, quiet=False) as view:
@@ -247,6 +252,19 @@ async def work(flow: Flow, handle: Run[Any], how: Following, resume: Again) -> i
         where=resume.where,
     )
     return await report(flow, made, as_json=how.as_json)
+
+
+async def _tell_others(flow: Flow, run_id: str) -> None:
+    """Say it where this process goes on with other runs too: they may cost money."""
+    if not flow.is_owner:
+        return
+    rows = await flow.list(status=("pending", "running"), limit=_OTHERS)
+    mine = set(REGISTRY.workflows)
+    others = [r.id for r in rows if r.workflow in mine and run_id not in {r.id, r.parent_id}]
+    if others:
+        more = ", …" if len(others) > _SHOWN else ""
+        names = ", ".join(others[:_SHOWN]) + more
+        note(f"this process also goes on with {len(others)} unfinished runs: {names}")
 
 
 def _resumed(run_id: str, recorded: int) -> str:

@@ -19,7 +19,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 from agentflow.cli.chronicle import Chronicle, Line
-from agentflow.cli.output import console, now_ms, span
+from agentflow.cli.output import console, iso, now_ms, span
 from agentflow.llm.stream import StreamItem
 
 _TAIL_LINES = 4  # of a model's answer in the making
@@ -93,7 +93,19 @@ class JsonView:
         """Leave it out."""
 
     def item(self, item: StreamItem) -> None:
-        """Leave it out."""
+        """Write a piece of text."""
+        self.write(
+            {
+                "as_of": iso(now_ms()),
+                "delta": {
+                    "key": item.key,
+                    "attempt": item.attempt,
+                    "offset": item.offset,
+                    "reset": item.reset,
+                    "text": item.delta.text if item.delta is not None else "",
+                },
+            }
+        )
 
     def write(self, value: dict[str, Any]) -> None:
         """Write one line."""

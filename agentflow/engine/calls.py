@@ -84,7 +84,7 @@ class Call:
         self.returns: Any = Any
         self.state: CallState = "new"
         self.attempt = 0
-        self.attempt_base = 0  # attempts that a cut made void: they do not count as tries
+        self.attempt_base = 0  # attempts before the last cut: they do not count as tries
         self.retry_at_ms: int | None = None
         self.scheduled_at_ms = 0
         self.cancel_recorded = False
@@ -107,6 +107,12 @@ class Call:
         if self.kind == "timer":
             return self.timer is not None and not self.timer.cancelled()
         return self.future is not None and not self.future.done()
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether it is to happen: a detached child is, even where nobody waits for it."""
+        detached = self.kind == "child" and self.on_parent_end == "detach"
+        return self.is_waited_for or detached
 
     @property
     def recorded_fingerprint(self) -> str:

@@ -38,6 +38,8 @@ class ActivityContext:
             `ActivityOptions.resumes`.
         is_abandoned: Tells, when the attempt is cancelled, whether nobody wants its outcome any
             more; otherwise the process ends, and the next one goes on.
+        on_heartbeat: What `heartbeat` calls. on_record: what `record` calls.
+        on_item: Takes pieces of the answer; None = nobody watches.
         on_ref: Takes a handle for `previous_ref`; what it returns is done when that is on record.
     """
 
@@ -62,7 +64,11 @@ class ActivityContext:
         self.on_heartbeat()
 
     def record(self, entry: object) -> None:
-        """Hand the ledger an `AttemptRecord` of what this attempt cost."""
+        """Hand the ledger an `AttemptRecord` of what this attempt cost.
+
+        Args:
+            entry: The record.
+        """
         self.on_record(entry)
 
 

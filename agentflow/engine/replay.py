@@ -134,7 +134,7 @@ class Machine:
         self._buffers: dict[str, deque[ev.SignalReceived]] = {}
         self._waiters: dict[str, deque[tuple[CallFuture, Any]]] = {}
         self._memo: dict[tuple[str, str], ev.AnyEvent] = {}
-        self._void_attempts: dict[str, int] = {}
+        self._old_attempts: dict[str, int] = {}
         self._void_failed: set[str] = set()
         self._late: list[Arrival] = []
         self._to_start: dict[str, Call] = {}
@@ -184,18 +184,20 @@ class Machine:
     def _index_void(self) -> None:
         """After a cut: remember voided outcomes (they answer equal calls) and attempt numbers."""
         prints: dict[str, str] = {}
+        last_cut = max(self.history.cut_ids, default=0)
         for event in (*self.history.effective, *self.history.void):
             if isinstance(event, (ev.ActivityScheduled, ev.ChildStarted)) and event.key:
                 prints[event.key] = event.fingerprint
+            elif isinstance(event, ev.ActivityStarted) and event.seq < last_cut:
+                # Who retries a run means it: attempts before that do not count as tries.
+                key = event.key or ""
+                self._old_attempts[key] = max(event.attempt, self._old_attempts.get(key, 0))
         for event in self.history.void:
             key = event.key or ""
             if isinstance(event, ev.ActivityCompleted):
                 self._memo[key, prints.get(key, "")] = event
             elif isinstance(event, ev.ActivityFailed) and event.retry_at_ms is None:
                 self._void_failed.add(key)
-            elif isinstance(event, ev.ActivityStarted):
-                attempt = max(event.attempt, self._void_attempts.get(key, 0))
-                self._void_attempts[key] = attempt
             elif isinstance(event, ev.ChildFinished):
                 if event.status == "completed":
                     self._memo[key, prints.get(key, "")] = event
@@ -335,6 +337,8 @@ class Machine:
                 self._backoff.pop(call.key, None)
             case ev.ActivityProgressed():
                 self._known(event).provider_ref = event.provider_ref
+            case ev.ChildFinished() if self._is_of_another_segment(event):
+                return False
             case ev.ActivityCompleted() | ev.ChildFinished() | ev.ActivityRefused():
                 return self._settle(event, arrival)
             case ev.ActivityFailed():
@@ -360,7 +364,8 @@ class Machine:
             case ev.TimerFired():
                 return self._fire(event)
             case ev.TimerCancelled():
-                self._known(event).cancel_recorded = True
+                call = self._known(event)
+                call.cancel_recorded, call.state = True, "done"
             case ev.SignalReceived():
                 return self._deliver(event)
             case ev.ApprovalRequested():
@@ -441,6 +446,13 @@ class Machine:
             return False
         self._resolve(call, event, arrival)
         return True
+
+    def _is_of_another_segment(self, event: ev.ChildFinished) -> bool:
+        """Return whether the child was started in a segment that is over: its key means another."""
+        key = event.key or ""
+        asked, recorded = self.calls.get(key), self._recorded.get(key)
+        known = asked.child_id if asked is not None else ""
+        return event.child_id != (known or getattr(recorded, "child_id", ""))
 
     def _resolve(self, call: Call, event: ev.AnyEvent, arrival: Arrival | None = None) -> None:
         future = call.future
@@ -563,7 +575,7 @@ class Machine:
         for call in asked:
             if self.parking is not None:
                 return
-            if not call.is_waited_for and call.key not in self._recorded and call.state == "new":
+            if not call.is_wanted and call.key not in self._recorded and call.state == "new":
                 self.calls.pop(call.key, None)  # asked and given up within one drain: nothing was
                 continue
             self._match(call)
@@ -624,7 +636,7 @@ class Machine:
         if call.fingerprint in self._accepted.get(call.key, ()):
             return True
         definition = self._definition(call)
-        if definition is not None and recorded.payload is not None:
+        if definition is not None and recorded.payload is not None and _is_same_name(call, recorded):
             again = refreshed(definition, recorded.payload, self.codec, self.bodies)
             if (
                 again is not None
@@ -664,7 +676,7 @@ class Machine:
                 self._batch.attributes = dict(self.attributes)
         fresh, self._fresh = self._fresh, []
         for call in fresh:
-            if not call.is_waited_for:
+            if not call.is_wanted:
                 continue
             self._schedule(call)
 
@@ -725,7 +737,9 @@ class Machine:
 
     def _start_child(self, call: Call) -> None:
         memo = self._memo.pop((call.key, call.fingerprint), None)
-        if call.key in self._void_failed:
+        if isinstance(memo, ev.ChildFinished):
+            call.child_id = memo.child_id
+        elif call.key in self._void_failed:
             call.child_id = self.child_id(f"{call.key}@{self.next_seq}")
         self.record(
             ev.ChildStarted(
@@ -808,7 +822,7 @@ class Machine:
                 self._batch.starts.append(self._attempt(call, now_ms))
 
     def _attempt(self, call: Call, now_ms: int) -> AttemptStart:
-        call.attempt_base = self._void_attempts.get(call.key, 0)
+        call.attempt_base = self._old_attempts.get(call.key, 0)
         call.attempt = max(call.attempt, call.attempt_base)
         event = ev.ActivityStarted(
             key=call.key, time_ms=max(now_ms, self._now_ms), attempt=call.attempt + 1, granted={}
@@ -1139,6 +1153,11 @@ _GOES_ON = {"resume", "retry"}  # policies under which the next attempt starts b
 def _policy(call: Call, options: ActivityOptions) -> str:
     """Return what is done about a doubtful attempt: where its handle is known, no doubt is left."""
     return "resume" if options.resumes and call.provider_ref else options.doubt_policy
+
+
+def _is_same_name(call: Call, recorded: ev.ActivityScheduled | ev.ChildStarted) -> bool:
+    name = recorded.name if isinstance(recorded, ev.ActivityScheduled) else recorded.workflow
+    return name == call.name
 
 
 _SPACE = uuid.UUID("6a7e1e1a-5b1e-5f3f-9a53-0d2c6f3e9b10")

@@ -24,12 +24,16 @@ class Bill:
         doubts: What was not understood, in words.
         overlays: Name and version of the overlays whose prices were used.
         listed: Whether a list price was used.
+        cache_saved_usd: What the prompt cache saved, against ordinary input.
+        list_saved_usd: What the list at the standard tier asks more; None = not known.
     """
 
     lines: list[CostLine] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
     overlays: dict[str, str] = field(default_factory=dict)
     listed: bool = False
+    cache_saved_usd: Decimal = Decimal(0)
+    list_saved_usd: Decimal | None = Decimal(0)
 
     def charge_tokens(
         self, sheet: Sheet | None, usage: Usage, *, model: str, note: str = ""
@@ -74,6 +78,8 @@ class Bill:
             version=" + ".join(versions),
             price_date=price_date,
             reason="; ".join(doubts),
+            cache_saved_pico_usd=_pico(self.cache_saved_usd) if known else None,
+            list_saved_pico_usd=_pico(self.list_saved_usd) if known else None,
         )
 
     def _quantities(
@@ -123,6 +129,18 @@ class Bill:
             self.doubts.append(f"the usage does not add up: parts of {whole} are more than {total}")
         return [(whole, max(rest, 0)), *((unit, max(number, 0)) for unit, number in apart)]
 
+    def _compare(self, unit: str, quantity: int, rates: Mapping[str, Rate]) -> None:
+        """Take note of what the same would have cost elsewhere."""
+        rate, input_ = rates.get(unit), rates.get("input")
+        if rate is None or rate.list_usd is None:
+            self.list_saved_usd = None
+        elif self.list_saved_usd is not None:
+            more = _more(quantity, rate.list_usd, rate.usd)
+            self.list_saved_usd = EXACT.add(self.list_saved_usd, more)
+        if rate is not None and input_ is not None and unit.startswith("cache_"):
+            more = _more(quantity, input_.usd, rate.usd)
+            self.cache_saved_usd = EXACT.add(self.cache_saved_usd, more)
+
     def _line(
         self, sheet: Sheet | None, unit: str, quantity: int, rates: Mapping[str, Rate], note: str
     ) -> None:
@@ -141,8 +159,15 @@ class Bill:
             sheet is not None and unit in sheet.listed and unit not in sheet.negotiated
         ):
             self.listed = True
+        self._compare(unit, quantity, rates)
         shown = sheet.shown(unit) if sheet is not None else unit
         self.lines.append(_cost(shown, quantity, rate, note))
+
+
+def _pico(amount_usd: Decimal | None) -> int | None:
+    if amount_usd is None:
+        return None
+    return int(EXACT.to_integral_value(EXACT.multiply(amount_usd, PICO)))
 
 
 def iterations(usage: Usage) -> Iterator[tuple[Mapping[str, object], Usage, str]]:
@@ -217,6 +242,11 @@ def _count(part: object, name: str) -> int:
 
 def _is_anthropic(sheet: Sheet | None) -> bool:
     return sheet is not None and sheet.vendor == "anthropic"
+
+
+def _more(quantity: int, other: Decimal, paid: Decimal) -> Decimal:
+    """Return how much more *quantity* would have cost at the *other* price."""
+    return EXACT.multiply(Decimal(quantity), EXACT.subtract(other, paid))
 
 
 def _cost(unit: str, quantity: int, rate: Rate | None, note: str) -> CostLine:

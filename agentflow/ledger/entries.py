@@ -69,6 +69,10 @@ class Priced:
         version: Version of that source.
         price_date: Day from which the price is in force, ISO 8601, if known.
         reason: Why the status is not ``priced``.
+        cache_saved_pico_usd: What the prompt cache saved: reads and writes against ordinary input
+            of the same call, in pico-USD; negative where writes cost more; None = not known.
+        list_saved_pico_usd: What the list at the standard tier asks more, in pico-USD; negative
+            where it asks less; None = not known.
     """
 
     status: CostStatus
@@ -77,6 +81,8 @@ class Priced:
     version: str = ""
     price_date: str | None = None
     reason: str = ""
+    cache_saved_pico_usd: int | None = None
+    list_saved_pico_usd: int | None = None
 
     @property
     def amount_pico_usd(self) -> int | None:

@@ -281,7 +281,7 @@ def _discount(model: str, value: object) -> Decimal:
         discount = Decimal(number).scaleb(-2)
     except InvalidOperation:
         discount = Decimal(-1)
-    if not 0 <= discount <= 1:
+    if not discount.is_finite() or not 0 <= discount <= 1:
         raise SettingsError(
             f"{model}: the discount is {value!r:.40}", hint='Write it as text, such as "12.5%".'
         )

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from agentflow.ledger.bill import Bill, iteration_doubts, iterations, unknown_fields
+from agentflow.ledger.ceiling import Ceiling, ceiling_of
 from agentflow.ledger.entries import CostStatus, Priced
 from agentflow.ledger.overlay import Overlay
 from agentflow.ledger.rates import SOURCE, Sheet, find, is_timed, make_sheet, snapshot, version
@@ -38,6 +39,7 @@ class GenaiPriceBook:
         self._book: object = None
         self._sheet = lru_cache(maxsize=SHEETS)(self._make_sheet)
         self._is_timed = lru_cache(maxsize=SHEETS)(self._find_timed)
+        self._ceilings: dict[tuple[object, ...], Ceiling | str] = {}
 
     def price(
         self,
@@ -130,11 +132,56 @@ class GenaiPriceBook:
         if book is not self._book:  # genai-prices fetched newer ones, or a test set its own
             self._sheet.cache_clear()
             self._is_timed.cache_clear()
+            self._ceilings.clear()
             self._book = book
         at = at.replace(tzinfo=UTC) if at.tzinfo is None else at.astimezone(UTC)
         if not self._is_timed(model):
             at = at.replace(hour=0, minute=0, second=0)
         return self._sheet(model, at.replace(microsecond=0), tier, tuple(sorted(facts.items())))
+
+    def ceiling(
+        self,
+        model: str,
+        *,
+        at: datetime,
+        input_tokens: int,
+        tier: str | None = None,
+        context: Mapping[str, str] | None = None,
+    ) -> Ceiling | str:
+        """Return the dearest prices that can apply to a call, or in words why none is known.
+
+        Args:
+            model: ``provider:name`` as asked.
+            at: Time of the call; a naive one is taken as UTC.
+            input_tokens: Input tokens at most.
+            tier: Service tier as asked.
+            context: Facts as asked, such as ``speed``.
+
+        Returns:
+            Prices in pico-USD, rounded up; see `agentflow.ledger.ceiling`.
+        """
+        if vendor_of(model)[0] == SCRIPTED:
+            return Ceiling(input_pico_usd=0, output_pico_usd=0)
+        facts = context or {}
+        main = self.sheet(model, at=at, tier=None, context=facts)
+        starts = main.lengths() if main is not None else []
+        band = sum(1 for start in starts if input_tokens > start)
+        hour = at.replace(minute=0, second=0, microsecond=0) if self._is_timed(model) else at.date()
+        key = (model, hour, band, tier, tuple(sorted(facts.items())))
+        found = self._ceilings.get(key)
+        if found is None:
+            entry = find(snapshot(), *vendor_of(model))
+            if len(self._ceilings) >= SHEETS:
+                self._ceilings.clear()
+            found = self._ceilings[key] = ceiling_of(
+                lambda served, told: self.sheet(model, at=at, tier=served, context=told),
+                model=model,
+                input_tokens=input_tokens,
+                tier=tier,
+                context=facts,
+                window_tokens=entry[0].context_window if entry else None,
+            )
+        return found
 
     def _make_sheet(
         self, model: str, at: datetime, tier: str | None, facts: tuple[tuple[str, str], ...]

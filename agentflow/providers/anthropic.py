@@ -149,7 +149,7 @@ def default_max_tokens(model: str) -> int:
 def _context(answer: dict[str, Any], usage: dict[str, Any]) -> dict[str, str]:
     found = {k: str(usage[k]) for k in ("speed", "inference_geo") if usage.get(k)}
     if answer.get("stop_reason") == "refusal" and not answer["content"]:
-        found["refusal_unbilled"] = "true"
+        found["unbilled"] = "a refusal without content"
     return found
 
 

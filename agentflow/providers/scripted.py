@@ -42,6 +42,7 @@ from agentflow.llm.request import ModelRequest
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.stream import Delta
 from agentflow.llm.usage import Usage
+from agentflow.providers.counts import Counts
 from agentflow.protocols import ProviderCall
 from agentflow.providers.exchange import model_name
 from agentflow.sync_point import sync_point
@@ -237,8 +238,25 @@ def _response(message: Message, request: ModelRequest, reference: str) -> ModelR
         service_tier="default",
         raw={
             "id": reference,
-            "usage": {"input": usage.input_tokens, "output": usage.output_tokens},
+            "usage": {
+                "input": usage.input_tokens,
+                "output": usage.output_tokens,
+                "cache_read": usage.cache_read_tokens,
+            },
         },
+    )
+
+
+def read_usage(answer: dict[str, Any]) -> Usage | None:
+    """Return the usage of an answer, or None where it has none."""
+    counts = Counts(answer.get("usage"))
+    if "input" not in counts:
+        return None
+    return Usage(
+        input_tokens=counts.take("input"),
+        output_tokens=counts.take("output"),
+        cache_read_tokens=counts.take("cache_read"),
+        unknown=counts.unknown(),
     )
 
 

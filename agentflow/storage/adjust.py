@@ -49,14 +49,16 @@ CALL = Hot(
     ),
     "run_pk_", "key_", "attempt_",
 )  # fmt: skip
-COUNT_ONE = Hot(
-    lambda _: (
-        table.update()
-        .where(table.c.pk == bindparam("pk_"))
-        .values(ledger_count=table.c.ledger_count + const(1))
-    ),
-    "pk_",
-)
+
+
+def _count(more: int) -> Hot:
+    mine = table.c.pk == bindparam("pk_")
+    counted = table.c.ledger_count + const(more)
+    return Hot(lambda _: table.update().where(mine).values(ledger_count=counted), "pk_")
+
+
+LOCK = _count(0)  # appends to the run wait, and so does another adjustment
+COUNT_ONE = _count(1)
 COUNTED = Hot(lambda _: select(table.c.ledger_count).where(table.c.pk == bindparam("pk_")), "pk_")
 
 
@@ -80,15 +82,14 @@ def adjust(tx: Tx, wanted: Adjusting) -> bool:
         msg = f"there is no run {wanted.run_id!r} in project {wanted.project!r}"
         raise NotFoundError(msg)
     run_pk, entry = found[0][0], wanted.entry
-    tx.run(COUNT_ONE, run_pk)  # first: it locks the row against appends
+    tx.run(LOCK, run_pk)
     if tx.rows(BOOKED, run_pk, entry.record.request_id):
-        tx.run(UNCOUNT_ONE, run_pk)
         return False
     if entry.key and not tx.rows(CALL, run_pk, entry.key, entry.attempt):
-        tx.run(UNCOUNT_ONE, run_pk)
         msg = f"run {wanted.run_id} has no attempt {entry.attempt} of {entry.key!r} in the ledger"
         raise NotFoundError(msg, hint=f"See `agentflow explain {wanted.run_id}`.")
-    ((n,),) = tx.rows(COUNTED, run_pk)
+    n = tx.rows(COUNTED, run_pk)[0][0] + 1
+    tx.run(COUNT_ONE, run_pk)
     tx.many(INSERT_ATTEMPT, [attempt_row(run_pk, n, entry)])
     tx.many(INSERT_DETAIL, [detail_row(run_pk, n, entry.record)])
     tx.many(INSERT_LINE, line_rows_of(run_pk, n, entry.record.priced))

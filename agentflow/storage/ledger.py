@@ -7,7 +7,7 @@ halves (`amount >> 32` and `amount & 0xFFFFFFFF`) and are put together in Python
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from decimal import Decimal
 from typing import Any, assert_never
@@ -29,7 +29,7 @@ from agentflow.clock import from_ms
 from agentflow.errors import NotFoundError, StoreError
 from agentflow.ledger.entries import AttemptRecord, CostLine, Priced
 from agentflow.ledger.reports import CostGroup, CostQuery, Counted, LedgerRow
-from agentflow.ledger.spending import Spending, UnitSum, Waste, savings_of
+from agentflow.ledger.spending import Savings, Spending, Waste
 from agentflow.llm.usage import Usage
 from agentflow.protocols import LedgerWrite
 from agentflow.storage.payloads import dumps
@@ -47,10 +47,6 @@ LOW_BITS, LOW_MASK = 32, 0xFFFFFFFF
 KNOWN = ("priced", "not_billed", "cached")  # the cost is known in full
 FAILED = ("error", "in_doubt")
 ADJUSTMENT = "adjustment"
-CACHE_UNITS = (
-    "cache_read", "cache_write", "cache_write_5m", "cache_write_30m", "cache_write_1h",
-    "cache_write_12h",
-)  # fmt: skip
 ONE: ColumnElement[int] = literal_column("1")
 ZERO: ColumnElement[int] = literal_column("0")
 
@@ -95,6 +91,8 @@ def attempt_row(run_pk: int, n: int, entry: LedgerWrite) -> Row:
         usage.input_tokens if usage else None,
         usage.output_tokens if usage else None,
         usage.cache_read_tokens if usage else None,
+        record.priced.cache_saved_pico_usd,
+        record.priced.list_saved_pico_usd,
     )
 
 
@@ -185,7 +183,8 @@ def group_column(
     query: CostQuery,
 ) -> ColumnElement[Any]:
     """Return what the attempts of one group have in common."""
-    key, number = attempts.c.key, cast(attempts.c.attempt, Text)
+    number = cast(attempts.c.attempt, Text)
+    key = case((attempts.c.key == "", "(adjustments)"), else_=attempts.c.key)
     match query.by:
         case "run":
             return attempts.c.run_pk  # its id is looked up once for a group, not for an attempt
@@ -320,69 +319,53 @@ def cost_group(name: str, row: Row) -> CostGroup:
 
 def spending(tx: Tx, query: CostQuery) -> Spending:
     """Return what of the total was wasted, and what was saved."""
-    return Spending(waste=waste(tx, query), savings=savings_of(unit_sums(tx, query)))
-
-
-def waste(tx: Tx, query: CostQuery) -> Waste:
-    """Return what attempts without an answer cost."""
-    status, amount = attempts.c.status, attempts.c.amount_pico_usd
-    rows = tx.conn.execute(
+    c = attempts.c
+    cached, listed = c.cache_saved_pico_usd, c.list_saved_pico_usd
+    unknown = c.cost_status.in_(("priced", "partial")) & (c.kind == "model") & listed.is_(None)
+    statement = (
         select(
-            status,
+            c.status,
             func.count(),
-            *halves(amount),
-            count(amount.is_(None)),
-            count(attempts.c.attempt > 1),
+            count(c.amount_pico_usd.is_(None)),
+            count(c.attempt > 1),
+            count(unknown),
+            *halves(c.amount_pico_usd),
+            *halves(cached),
+            *halves(case((listed > 0, listed))),
+            *halves(case((listed < 0, -listed))),
         )
-        .where(*conditions(query), attempts.c.kind != ADJUSTMENT)
-        .group_by(status)
+        .where(*conditions(query), c.kind != ADJUSTMENT)
+        .group_by(c.status)
     )
-    found = {row[0]: (row[1], (row[2] << LOW_BITS) + row[3], row[4], row[5]) for row in rows}
-    failed, in_doubt, cancelled = (
-        found.get(name, (0, 0, 0, 0)) for name in ("error", "in_doubt", "cancelled")
-    )
-    return Waste(
-        failed=failed[0],
-        failed_pico_usd=failed[1],
-        in_doubt=in_doubt[0],
-        in_doubt_pico_usd=in_doubt[1],
-        cancelled=cancelled[0],
-        cancelled_pico_usd=cancelled[1],
-        unknown=failed[2] + in_doubt[2] + cancelled[2],
-        retries=sum(one[3] for one in found.values()),
-    )
+    parts = [spending_of(tuple(row)) for row in tx.conn.execute(statement)]
+    return sum(parts, Spending())
 
 
-def unit_sums(tx: Tx, query: CostQuery) -> Iterator[UnitSum]:
-    """Yield the lines that count, summed by unit and price."""
-    line, sibling = cost_lines, cost_lines.alias("sibling")
-    mine = (line.c.run_pk == attempts.c.run_pk) & (line.c.n == attempts.c.n)
-    # The line of ordinary input before a cache line is of the same call (and iteration).
-    input_price = (
-        select(sibling.c.unit_price_usd)
-        .where(
-            sibling.c.run_pk == line.c.run_pk,
-            sibling.c.n == line.c.n,
-            sibling.c.unit == "input",
-            sibling.c.line < line.c.line,
-        )
-        .order_by(sibling.c.line.desc())
-        .limit(1)
-        .scalar_subquery()
+def spending_of(row: Row) -> Spending:
+    """Return what the attempts of one status wasted and saved."""
+    status, number, unknown, retries, not_compared, *sums_ = row
+    pairs = zip(sums_[::2], sums_[1::2], strict=True)
+    amount, cached, less, more = ((upper << LOW_BITS) + lower for upper, lower in pairs)
+    savings = Savings(
+        prompt_cache_pico_usd=cached,
+        discount_pico_usd=less,
+        surcharge_pico_usd=more,
+        unknown=not_compared,
     )
-    base = case((line.c.unit.in_(CACHE_UNITS), input_price)).label("base")
-    prices = (line.c.unit, line.c.unit_price_usd, line.c.list_price_usd, base)
-    where = conditions(query)
-    tables: FromClause = line.join(attempts, mine) if where else line
-    statement = select(*prices, func.sum(line.c.quantity)).select_from(tables).where(*where)
-    for unit, paid, listed, input_, quantity in tx.conn.execute(statement.group_by(*prices)):
-        yield UnitSum(
-            unit=unit,
-            quantity=int(quantity),
-            unit_price_usd=_decimal(paid),
-            list_price_usd=_decimal(listed),
-            input_price_usd=_decimal(input_),
-        )
+    match status:
+        case "error":
+            waste = Waste(failed=number, failed_pico_usd=amount, unknown=unknown, retries=retries)
+        case "in_doubt":
+            waste = Waste(
+                in_doubt=number, in_doubt_pico_usd=amount, unknown=unknown, retries=retries
+            )
+        case "cancelled":
+            waste = Waste(
+                cancelled=number, cancelled_pico_usd=amount, unknown=unknown, retries=retries
+            )
+        case _:
+            waste = Waste(retries=retries)
+    return Spending(waste=waste, savings=savings)
 
 
 def _decimal(text: str | None) -> Decimal | None:
@@ -453,11 +436,11 @@ def cost_line(columns: Sequence[Any]) -> CostLine:
 def ledger_row(row: Row, lines: tuple[CostLine, ...]) -> LedgerRow:
     """Return one row of ENTRIES as a report has it."""
     run_pk, n, run_id, project, workflow, tags, *of_attempt = row
-    key, attempt, at_ms, kind, name, status, cost_status, *sums_, asked, served = of_attempt[:13]
-    request_id, response_id, tier, latency_ms, error, *priced, usage, raw, facts = of_attempt[13:]
+    key, attempt, at_ms, kind, name, status, cost_status, *sums_, asked, served = of_attempt[:15]
+    request_id, response_id, tier, latency_ms, error, *priced, usage, raw, facts = of_attempt[15:]
     source_, version, date, reason = priced
     known: dict[str, Any] = json.loads(facts) if facts else {}
-    amount, input_tokens, output_tokens, cache_read_tokens = sums_
+    amount, input_tokens, output_tokens, cache_read_tokens, cache_saved, list_saved = sums_
     record = AttemptRecord(
         kind=kind,
         name=name,
@@ -471,6 +454,8 @@ def ledger_row(row: Row, lines: tuple[CostLine, ...]) -> LedgerRow:
             version=version,
             price_date=date,
             reason=reason,
+            cache_saved_pico_usd=cache_saved,
+            list_saved_pico_usd=list_saved,
         ),
         usage=usage_of(usage),
         raw_usage=json.loads(raw),
@@ -530,7 +515,8 @@ ENTRIES: Select[Any] = (
         attempts.c.key, attempts.c.attempt, attempts.c.at_ms, attempts.c.kind,
         attempts.c.name, attempts.c.status, attempts.c.cost_status,
         attempts.c.amount_pico_usd, attempts.c.input_tokens, attempts.c.output_tokens,
-        attempts.c.cache_read_tokens,
+        attempts.c.cache_read_tokens, attempts.c.cache_saved_pico_usd,
+        attempts.c.list_saved_pico_usd,
         details.c.model_asked, details.c.model_served, details.c.request_id,
         details.c.response_id, details.c.tier, details.c.latency_ms, details.c.error,
         details.c.price_source, details.c.price_version, details.c.price_date,

@@ -190,6 +190,8 @@ attempts = Table(
     Column("input_tokens", Number),  # None = unknown usage
     Column("output_tokens", Number),
     Column("cache_read_tokens", Number),
+    Column("cache_saved_pico_usd", Number),  # by the prompt cache; None = unknown
+    Column("list_saved_pico_usd", Number),  # against the list at the standard tier
     PrimaryKeyConstraint("run_pk", "n"),
     sqlite_with_rowid=False,
 )

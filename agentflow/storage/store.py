@@ -12,14 +12,17 @@ from agentflow.clock import Clock, SystemClock
 from agentflow.codec import Cipher, MessageNode, Parts
 from agentflow.history.events import AnyEvent
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
+from agentflow.ledger.spending import Spending
 from agentflow.llm.stream import StreamItem
 from agentflow.protocols import (
     Append,
     Appended,
     Approval,
+    Booking,
     Checkup,
     Claimed,
     InboxRow,
+    LedgerWrite,
     Message,
     NewRun,
     RunFilter,
@@ -27,6 +30,7 @@ from agentflow.protocols import (
     StoredHistory,
 )
 from agentflow.storage import (
+    adjust,
     append,
     approvals,
     audit,
@@ -54,6 +58,8 @@ WAKE_PARKED = each(runs.wake_parked)
 WATCH = each(stream.watch)
 PUBLISH = each(stream.publish)
 IMPORT = each(transfer.import_)
+ADJUST = each(adjust.adjust)
+BOOK = each(adjust.book)
 
 
 class SqlStore:
@@ -198,6 +204,24 @@ class SqlStore:
     async def ledger(self, project: str, run_id: str) -> list[LedgerRow]:
         """Return every attempt of a run with its cost lines, in the order they were written."""
         return await self._db.read(lambda tx: ledger.explained(tx, project, run_id))
+
+    async def spending(self, query: CostQuery) -> Spending:
+        """Return what of the total of *query* was wasted, and what was saved."""
+        return await self._db.read(lambda tx: ledger.spending(tx, query))
+
+    async def entries(
+        self, query: CostQuery, *, after: tuple[int, int] = (0, 0), limit: int = 1000
+    ) -> list[LedgerRow]:
+        """Return attempts of all runs that count, in the order of (run_pk, n), behind *after*."""
+        return await self._db.read(lambda tx: ledger.page(tx, query, after, limit))
+
+    async def adjust(self, project: str, run_id: str, entry: LedgerWrite) -> bool:
+        """Book an amount to a run; return whether it is new: one `request_id` is booked once."""
+        return await self._db.write(ADJUST, adjust.Adjusting(project, run_id, entry))
+
+    async def book(self, booking: Booking) -> tuple[RunRow, bool]:
+        """Record amounts as a run that has ended; an id that exists is returned, not written."""
+        return await self._db.write(BOOK, booking)
 
     # -- verbs of the auditor
 

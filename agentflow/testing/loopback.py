@@ -196,7 +196,7 @@ class LoopbackServer:
             self._kept[response.id] = response, record
 
     def look(self, what: str, id: str) -> tuple[KeptResponse, int | None] | None:
-        """Count a look at a response; return it and the status that is its fault, if it is there."""
+        """Count a look at a response; return it, if it is there, and the status to fail with."""
         with self._lock:
             before = sum(found == id for kind, found in self._looks if kind != "cancel")
             self._looks.append((what, id))
@@ -301,7 +301,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
 
     def _follow(self, response: KeptResponse, first: int, most: int | None) -> None:
-        """Send the events of a response in the background from number *first* on, *most* at most."""
+        """Send the events of a response in the background from *first* on, *most* at most."""
         self._head(200, "text/event-stream", None)
         sent = 0
         while True:

@@ -49,13 +49,15 @@ from agentflow.history.events import (
     RunStarted,
     SignalReceived,
 )
-from agentflow.ledger.entries import AttemptRecord, CostLine, Priced
-from agentflow.ledger.reports import CostQuery
+from agentflow.ledger.entries import AttemptRecord, CostLine, Priced, adjustment
+from agentflow.ledger.reports import CostQuery, Counted
+from agentflow.ledger.spending import Savings, Waste
 from agentflow.llm.messages import Messages, user
 from agentflow.llm.usage import Usage
 from agentflow.protocols import (
     Append,
     Appended,
+    Booking,
     Claimed,
     LedgerWrite,
     Message,
@@ -204,6 +206,20 @@ def entry(attempt: AttemptRecord | None = None, *, key: str = "main/f#1", at_ms:
           number: int = 1) -> LedgerWrite:  # fmt: skip
     """Return a ledger entry."""
     return LedgerWrite(key=key, attempt=number, at_ms=at_ms, record=attempt or record())
+
+
+def adjusting(amount_usd: str, *, id: str = "a", key: str = "", number: int = 0,
+              model: str = "") -> LedgerWrite:  # fmt: skip
+    """Return an amount that somebody books."""
+    made = adjustment(Decimal(amount_usd), reason="why", actor="ann", id=id, model=model)
+    return LedgerWrite(key=key, attempt=number, at_ms=FIRST_MS, record=made)
+
+
+def saving(*, cache: int, listed: int | None) -> AttemptRecord:
+    """Return an attempt that cost less than elsewhere, by so many pico-USD."""
+    made = record()
+    priced = replace(made.priced, cache_saved_pico_usd=cache, list_saved_pico_usd=listed)
+    return replace(made, priced=priced)
 
 
 async def raises(kind: type[BaseException], call: Awaitable[object]) -> BaseException:
@@ -1141,6 +1157,137 @@ class StoreConformance:
         assert await total(run_id="parent", tree=True) == 111
         assert await total(run_id="child", tree=True, by="model") == 110
         assert await total(run_id="parent") == 1
+
+    @scenario
+    async def test_an_adjustment_is_beside_the_attempts(self, w: World) -> None:
+        """It is in every total, counted apart, and booked once under its id."""
+        row = await w.own("run-1", tags=("x",))
+        await w.append(row, scheduled(), ledger=[entry(record(100)), entry(record(None), number=2)])
+        credit = adjusting("-0.00000000003", id="a1")
+        more = adjusting("0.000000000004", id="a2", key="main/f#1", number=1, model="openai:m")
+
+        assert await w.store.adjust("default", "run-1", credit)
+        assert not await w.store.adjust("default", "run-1", credit)
+        assert await w.store.adjust("default", "run-1", more)
+
+        (group,) = await w.store.cost(CostQuery())
+        assert (group.amount_pico_usd, group.attempts, group.priced) == (74, 2, 1)
+        assert (group.adjustments, group.adjusted_pico_usd) == (2, -26)
+        by_step = await w.store.cost(CostQuery(by="step"))
+        assert [(g.group, g.amount_pico_usd, g.adjustments) for g in by_step] == [
+            ("main/f#1", 104, 1), ("(adjustments)", -30, 1)
+        ]  # fmt: skip
+        by_model = await w.store.cost(CostQuery(by="model", tag="x"))
+        assert [(g.group, g.amount_pico_usd) for g in by_model] == [
+            ("openai:m", 104), ("(adjustments)", -30)
+        ]  # fmt: skip
+        rows = await w.store.ledger("default", "run-1")
+        assert [r.n for r in rows] == [1, 2, 3, 4]
+        assert [r.record for r in rows[2:]] == [credit.record, more.record]
+
+    @scenario
+    async def test_an_adjustment_names_a_run_and_an_attempt_that_exist(self, w: World) -> None:
+        """Nothing is booked to what nobody knows."""
+        row = await w.own()
+        await w.append(row, scheduled(), ledger=[entry()])
+        unknown = adjusting("1", key="main/f#1", number=2)
+
+        await raises(NotFoundError, w.store.adjust("default", "nobody", adjusting("1")))
+        await raises(NotFoundError, w.store.adjust("default", "run-1", unknown))
+        assert len(await w.store.ledger("default", "run-1")) == 1
+
+    @scenario
+    async def test_an_owner_goes_on_after_an_adjustment(self, w: World) -> None:
+        """It is no event: the next append is not fenced, and its attempts get the next number."""
+        row = await w.own()
+        row = await w.append(row, scheduled(), ledger=[entry()])
+        await w.store.adjust("default", "run-1", adjusting("1"))
+        await w.append(row, scheduled("main/g#1"), ledger=[entry(key="main/g#1")])
+
+        rows = await w.store.ledger("default", "run-1")
+        assert [(r.n, r.record.kind) for r in rows] == [
+            (1, "model"), (2, "adjustment"), (3, "model")
+        ]  # fmt: skip
+
+    @scenario
+    async def test_amounts_of_no_run_are_a_run_that_has_ended(self, w: World) -> None:
+        """With a history that verifies; a second booking of the same id writes nothing."""
+        parts = Parts()
+        booking = Booking(
+            run=w.new("reconcile-1", workflow="agentflow.reconcile"),
+            completed=RunCompleted(payload=w.payload({"accepted": "yes"}, parts)),
+            parts=parts,
+            ledger=(adjusting("2", id="one"), adjusting("-1", id="two")),
+        )
+        row, is_new = await w.store.book(booking)
+        again, is_new_again = await w.store.book(booking)
+
+        assert (is_new, is_new_again) == (True, False)
+        assert (row.pk, row.status, row.wake_at_ms, row.owner) == (
+            again.pk, "completed", None, None
+        )  # fmt: skip
+        assert await w.kinds(row) == ["RunStarted", "RunCompleted"]
+        assert await w.claim() == []
+        (group,) = await w.store.cost(CostQuery())
+        assert (group.amount_pico_usd, group.attempts, group.adjustments) == (10**12, 0, 2)
+
+    @scenario
+    async def test_entries_of_all_runs_come_in_pages(self, w: World) -> None:
+        """Every attempt once, with its run and its lines, in the order of writing."""
+        for name in ("r1", "r2"):
+            row = await w.own(name, tags=("x",))
+            entries = [entry(record(n), number=n) for n in (1, 2, 3)]
+            await w.append(row, scheduled(), ledger=entries)
+        pages: list[list[tuple[str, int]]] = []
+        after = (0, 0)
+        while found := await w.store.entries(CostQuery(project="default"), after=after, limit=2):
+            pages.append([(r.run_id, r.attempt) for r in found])
+            assert all(r.record == record(r.attempt) and r.tags == ("x",) for r in found)
+            assert all(r.counted == Counted(
+                amount_pico_usd=r.attempt, input_tokens=3, output_tokens=2, cache_read_tokens=1,
+            ) for r in found)  # fmt: skip
+            after = (found[-1].run_pk, found[-1].n)
+
+        assert pages == [
+            [("r1", 1), ("r1", 2)], [("r1", 3), ("r2", 1)], [("r2", 2), ("r2", 3)]
+        ]  # fmt: skip
+        assert await w.store.entries(CostQuery(project="other")) == []
+
+    @scenario
+    async def test_waste_is_what_had_no_answer(self, w: World) -> None:
+        """By how it ended; what is not known is counted, not zero."""
+        row = await w.own()
+        entries = [
+            entry(record(5, status="error")),
+            entry(record(7), number=2),
+            entry(record(None, status="in_doubt"), key="main/g#1"),
+            entry(record(11, status="cancelled"), key="main/h#1"),
+        ]
+        await w.append(row, scheduled(), ledger=entries)
+        await w.store.adjust("default", "run-1", adjusting("1"))
+
+        assert (await w.store.spending(CostQuery(run_id="run-1"))).waste == Waste(
+            failed=1, failed_pico_usd=5, in_doubt=1, cancelled=1, cancelled_pico_usd=11,
+            unknown=1, retries=1,
+        )  # fmt: skip
+
+    @scenario
+    async def test_savings_are_summed_and_the_unknown_counted(self, w: World) -> None:
+        """What cost less than the list, and what cost more, apart."""
+        row = await w.own("run-1")
+        other = await w.own("run-2")
+        await w.append(row, scheduled(), ledger=[
+            entry(saving(cache=1_800, listed=50)),
+            entry(saving(cache=-500, listed=-7), number=2),
+            entry(saving(cache=0, listed=None), number=3),
+        ])  # fmt: skip
+        await w.append(other, scheduled(), ledger=[entry(saving(cache=1, listed=1))])
+
+        for query in (CostQuery(run_id="run-1"), CostQuery(until_ms=FIRST_MS + 1, run_id="run-1")):
+            assert (await w.store.spending(query)).savings == Savings(
+                prompt_cache_pico_usd=1_300, discount_pico_usd=50, surcharge_pico_usd=7, unknown=1
+            )
+        assert (await w.store.spending(CostQuery())).savings.discount_pico_usd == 51
 
     # -- audit
 

@@ -140,8 +140,11 @@ class _Check:
 
     def run(self, run: RunFacts) -> Iterator[str]:
         """Yield what is wrong with one run's own data."""
-        yield from gapless(run)
+        holes = list(gapless(run))
+        yield from holes
         yield from chain(run)
+        if holes:
+            return  # the rest would report what follows from that
         yield from ending(run)
         for segment in segments(run):
             yield from outcomes(segment)
@@ -477,6 +480,8 @@ def sums(run: RunFacts) -> Iterator[str]:
         amount, lines = row["amount_pico_usd"], row["lines"] or 0
         if amount is not None and amount != lines:
             yield f"ledger {row['n']}: lines sum to {lines}, the attempt to {amount}"
+        if row["kind"] == "adjustment" and not row["key"]:
+            continue  # an amount that is about the run as a whole
         if (row["key"], row["attempt"]) not in started:
             yield f"ledger {row['n']}: {row['key']} attempt {row['attempt']} has no intent"
     seen = [row["n"] for row in run.attempts]

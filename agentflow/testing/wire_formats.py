@@ -139,13 +139,14 @@ class Seen:
 
     @property
     def digest(self) -> str:
-        """Digest of what is asked, for stable ids: the same with and without a stream."""
+        """Digest of what is asked, for stable ids: the same in whichever way it is asked."""
         asked = json.dumps(_asked(self.body), sort_keys=True)
         return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
 
 def _asked(body: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in body.items() if k not in {"stream", "stream_options"}}
+    how = {"stream", "stream_options", "background", "store"}
+    return {k: v for k, v in body.items() if k not in how}
 
 
 def _is_models(item: Mapping[str, Any]) -> bool:

@@ -101,12 +101,14 @@ def ended(child: subprocess.Popen[str]) -> Done:
     return Done(child.returncode, out, err)
 
 
-def until(condition: Callable[[], object]) -> None:
-    """Wait for what another process does."""
+def until(condition: Callable[[], object], child: subprocess.Popen[str] | None = None) -> None:
+    """Wait for what another process does; *child* is expected to live."""
     pause = threading.Event()
     for _ in range(int(PATIENCE_SECONDS / 0.02)):
         if condition():
             return
+        if child is not None and child.poll() is not None:
+            raise AssertionError(child.communicate()[1])
         pause.wait(0.02)
     msg = "it did not happen in time"
     raise AssertionError(msg)

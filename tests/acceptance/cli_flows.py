@@ -115,3 +115,16 @@ def cli_agent(model: str) -> Agent[str]:
 async def cli_ask_model(model: str, question: str) -> str:
     """Ask a model that has a tool."""
     return (await cli_agent(model).run(question)).output
+
+
+@tool(effect="once", needs_approval=True)
+async def cli_publish(title: str) -> str:
+    """Publish something, once a person has allowed it."""
+    ran(f"publish {title}")
+    return f"published {title}"
+
+
+@workflow
+async def cli_publishing(title: str) -> str:
+    """Call a tool that needs a person."""
+    return await cli_publish(title)

@@ -242,7 +242,7 @@ def test_changed_input_of_a_recorded_call_exits_6_until_somebody_decides(here: P
 def test_one_interrupt_stops_at_the_next_safe_point(here: Path, number: signal.Signals) -> None:
     """The call in flight may end; exit 130 prints the command that goes on."""
     with process(command("run", flow("cli_slow"), "go", "--id", "s-1"), cwd=here) as child:
-        until(lambda: "wait" in effects(here))
+        until(lambda: "wait" in effects(here), child)
         child.send_signal(number)
         (here / "go").touch()
         done = ended(child)
@@ -259,7 +259,7 @@ def test_one_interrupt_stops_at_the_next_safe_point(here: Path, number: signal.S
 def test_two_interrupts_stop_now(here: Path) -> None:
     """Nobody waits for a call that does not end; it is in doubt, and repeated once."""
     with process(command("run", flow("cli_slow"), "go", "--id", "s-2"), cwd=here) as child:
-        until(lambda: "wait" in effects(here))
+        until(lambda: "wait" in effects(here), child)
         child.send_signal(signal.SIGINT)
         assert child.stderr is not None
         until(lambda: "stopping" in child.stderr.readline())  # type: ignore[union-attr]
@@ -302,7 +302,7 @@ def test_two_processes_share_a_run_that_the_owner_takes_up(here: Path) -> None:
     """A second `run` with the same id watches the first, and both print the result."""
     words = command("run", flow("cli_slow"), "go", "--id", "both")
     with process(words, cwd=here) as first:
-        until(lambda: "wait" in effects(here))
+        until(lambda: "wait" in effects(here), first)
         with process(words, cwd=here) as second:
             assert second.stderr is not None
             until(lambda: "goes on" in second.stderr.readline())  # type: ignore[union-attr]
@@ -358,3 +358,22 @@ def test_a_cancelled_run_exits_1() -> None:
     assert done.code == 1
     assert "error AF701: run c-1 was cancelled" in done.err
     assert "no longer wanted" in call("show", "c-1", "--events").out
+
+
+def test_retry_at_an_event_keeps_what_was_before_it(here: Path) -> None:
+    """What is behind the cut answers equal calls: it is not paid again either."""
+    call("run", flow("cli_fails"), "that", "--id", "f-1")
+    assert call("retry", "f-1", "--at", "1").code == 0
+    again = call("run", flow("cli_fails"), "that", "--id", "f-1")
+
+    assert again.code == 1
+    assert effects(here) == ["fetch 1"]
+    assert call("retry", "f-1", "--at", "99").code == 2
+
+
+def test_other_runs_that_go_on_here_are_named(here: Path) -> None:
+    """A worker works on every unfinished run of its code: that may cost money, so it is said."""
+    call("run", flow("cli_pages"), "1", "--id", "older", "--detach")
+    done = call("run", flow("cli_sleep"), "0.1", "--id", "newer")
+
+    assert "this process also goes on with 1 unfinished runs: older" in done.err

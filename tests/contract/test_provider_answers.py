@@ -328,7 +328,7 @@ def test_an_empty_refusal_of_anthropic_is_not_billed(*, stream: bool) -> None:
         response = complete(anthropic, server.url, ask(anthropic), stream=stream)
 
     assert response.message.parts == ()
-    assert response.context == {"inference_geo": "global", "refusal_unbilled": "true"}
+    assert response.context == {"inference_geo": "global", "unbilled": "a refusal without content"}
 
 
 @every_dialect

@@ -1,8 +1,8 @@
 """The code blocks of a page, run as a reader would: from the top, in one empty folder.
 
-* A ``python`` block that begins with a comment ``# name.py`` is that file; ``test_….py`` is run by
-  pytest at once. Any other ``python`` block runs as it stands, after those above it; what it prints
-  must be what its lines ``#> …`` say, if it has any.
+* A ``python`` block that begins with a comment ``# name.py`` is that file; files ``test_….py`` are
+  run by pytest at the end of the page. Any other ``python`` block runs as it stands, after those
+  above it; what it prints must be what its lines ``#> …`` say, if it has any.
 * In a ``console`` block a line ``$ …`` is a command. What `agentflow` and `python` print must have
   the lines below it, in order. ``…`` in such a line stands for anything; ``# exit code 4`` behind
   the command names its code. One with a word in capitals to be filled in is only parsed.
@@ -72,6 +72,7 @@ class Page:
         self.path = path
         self.folder = folder
         self.module = ModuleType(f"docs_{path.stem.replace('-', '_')}")
+        self._tests: list[str] = []
 
     def run(self) -> None:
         """Run all blocks."""
@@ -94,6 +95,8 @@ class Page:
                 case other:
                     msg = f"{where}: ```{other} is not run by anybody; use console, python or text"
                     raise AssertionError(msg)
+        if self._tests:
+            self._pytest()
 
     # --- Python -----------------------------------------------------------------------------
 
@@ -106,7 +109,7 @@ class Page:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(block.code, encoding="utf-8")
         if file.name.startswith("test_"):
-            self._pytest(file)
+            self._tests.append(file.name)
 
     def _execute(self, block: Block) -> None:
         padded = "\n" * (block.line - 1) + block.code  # so that a traceback has the page's lines
@@ -117,11 +120,11 @@ class Page:
         said = [line[3:] for line in block.code.splitlines() if line.startswith("#> ")]
         check(said, printed.getvalue(), f"{self.path.name}, line {block.line}", exact=True)
 
-    def _pytest(self, file: Path) -> None:
+    def _pytest(self) -> None:
         names = {e.value for e in importlib.metadata.entry_points(group="pytest11")}
         plugin = [] if "agentflow.testing.plugin" in names else ["-p", "agentflow.testing.plugin"]
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin]
-        self._process([*command, file.name], [], 0)
+        self._process([*command, *self._tests], [], 0)
 
     # --- commands ---------------------------------------------------------------------------
 
@@ -148,8 +151,6 @@ class Page:
             assert (ROOT / arguments[0]).is_file(), arguments[0]  # test_examples.py runs them
         elif program == "python" and not open_ended:
             self._process([sys.executable, *arguments], output, code)
-        elif program == "pytest":
-            self._pytest(self.folder / arguments[0])
         elif program == "sqlite3":
             self._sql(arguments[-1])
         elif program == "make":

@@ -89,7 +89,8 @@ _FIELD_WORDS = {
     ("", "provider_ref"): "the vendor's own id of the call in flight, where there is one",
     ("", "memo_seq"): "the voided outcome that answered, after a cut",
     ("", "retry_at_ms"): "when the next attempt may start; null = this failure is final",
-    ("", "policy"): "what follows: `retry`, `fail`, `ask`, `reconcile`, or `ended` (with the run)",
+    ("", "policy"): "what follows: `resume` (fetch the answer by `provider_ref`), `retry`, `fail`, "
+    "`ask`, `reconcile`, or `ended` (with the run)",
     ("", "due_ms"): "when it is due, milliseconds since 1970 UTC",
     ("SignalReceived", "name"): "the signal's name",
     ("", "message_id"): "id of the message; one that is sent twice is recorded once",
@@ -125,7 +126,7 @@ def events_page() -> str:
                 words = _FIELD_WORDS.get((name, field.name)) or _FIELD_WORDS.get(("", field.name))
                 words = words or comments[name, field.name]
                 if not words:
-                    msg = f"say what {name}.{field.name} is for"
+                    msg = f"say in {__file__} what {name}.{field.name} is for"
                     raise LookupError(msg)
                 lines.append(_row(f"`{field.name}`", f"`{field.type}`", words))
             lines.append("")
@@ -180,6 +181,7 @@ _HINTS = {
     "ApprovalDeniedError": "The reason is in the message; code may catch it.",
     "ActivityTimeoutError": "Raise `timeout`, `heartbeat` or `total_timeout`, or split the work.",
     "NonRetryableError": "Your activity raised it: its message says why.",
+    "ResponseLostError": "The next attempt asks, and pays, anew.",
     "RetryLater": "Seen only when no attempt is left: raise the number of attempts.",
     "ProviderError": "The message is the vendor's; `status` and `request_id` are in `data`.",
     "StoreError": "Run `agentflow doctor`.",
@@ -194,7 +196,7 @@ def errors_page() -> str:
     lines = [_ERRORS_HEAD.rstrip(), "", "```text", *tree.splitlines(), "```", ""]
     lines += _table("code", "error", "cause", "hint")
     for cls in sorted(_all(errors.AgentflowError), key=lambda c: c.code):
-        hint = cls.default_hint or _HINTS[cls.__name__]
+        hint = cls.default_hint or _HINTS.get(cls.__name__, "Do what the message says.")
         cause = _text((cls.__doc__ or "").split("\n\n")[0])
         lines.append(_row(cls.code, f"`{cls.__name__}`", cause, hint))
     return "\n".join(lines) + "\n"
@@ -252,7 +254,7 @@ def settings_page() -> str:
     for field in fields(settings.Settings):
         if field.name == "secrets":
             continue
-        default = field.default if field.default not in {"", ()} else "none"
+        default = "none" if field.default in {"", (), None} else field.default
         name = f"`AGENTFLOW_{field.name.upper()}`"
         lines.append(_row(f"`{field.name}`", name, f"`{default}`", told[field.name]))
     return "\n".join(lines) + "\n" + _SETTINGS_FOOT
@@ -342,13 +344,20 @@ _COLUMN_WORDS = {
     "quantity": "number of units: tokens, searches, calls",
     "unit_price_usd": "US dollars per one unit",
     "note": "rules that were applied: tier, region, batch",
+    "list_price_usd": "what one unit costs by the public list, at the standard tier",
+    "adjustments": "of the amount, how many parts were booked by a person",
     "day": "the day, UTC, as `2026-11-23`",
     "attempts": "number of attempts",
     "known_attempts": "of those, the ones whose cost is known in full",
 }
 _OTHER_WORDS = {
     ("agentflow_attempts", "status"): "`ok`, `error`, `in_doubt` or `cancelled`",
-    ("agentflow_attempts", "kind"): "`model` or `tool`",
+    (
+        "agentflow_attempts",
+        "kind",
+    ): "`model`, `tool`, or `adjustment`: an amount that somebody booked",
+    ("agentflow_attempts", "name"): "the agent's or tool's name; an adjustment's source",
+    ("agentflow_attempts", "price_reason"): "why the status is not `priced`; why it was booked",
     ("agentflow_attempts", "error"): "one line, where it failed",
     ("agentflow_cost_by_run", "cost_usd"): "the known part; complete if all attempts are known",
     ("agentflow_cost_by_day", "cost_usd"): "the known part; complete if all attempts are known",
@@ -361,7 +370,10 @@ def views_page() -> str:
     for view, columns in _columns().items():
         lines += [f"## {view}", "", _VIEW_WORDS[view], "", *_table("column", "holds")]
         for name in columns:
-            words = _OTHER_WORDS.get((view, name)) or _COLUMN_WORDS[name]
+            words = _OTHER_WORDS.get((view, name)) or _COLUMN_WORDS.get(name)
+            if words is None:
+                msg = f"say in {__file__} what the column {view}.{name} holds"
+                raise LookupError(msg)
             lines.append(_row(f"`{name}`", words))
         lines.append("")
     return "\n".join(lines).rstrip() + "\n"

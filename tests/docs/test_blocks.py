@@ -17,6 +17,10 @@ from tests.docs.example_process import ROOT
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _LINK = re.compile(r"\]\((?!https?://)([^)#]*)(#[^)]+)?\)")
 README_LINES = 200
+MEASURED = {
+    ROOT / "docs/crash-table.md",
+    ROOT / "benchmarks/README.md",
+}  # by make crash, make bench
 
 
 @pytest.fixture
@@ -50,7 +54,7 @@ def test_the_links_of_a_page_lead_somewhere(path: Path) -> None:
     """A link within the repository names a file, and a heading in it."""
     for target, anchor in _LINK.findall(path.read_text(encoding="utf-8")):
         file = path.parent / target if target else path
-        assert file.exists(), f"{path.name}: {target}"
+        assert file.exists() or file in MEASURED, f"{path.name}: {target}"
         if anchor and file.suffix == ".md":
             assert anchor[1:] in anchors(file), f"{path.name}: {target}{anchor}"
 

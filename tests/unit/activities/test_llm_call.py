@@ -138,6 +138,8 @@ def test_an_answer_is_recorded_with_its_price() -> None:
         response_id="resp",
         tier="flex",
         latency_ms=record.latency_ms,
+        context={"region": "eu"},
+        priced_at_ms=1_700_000_000_000,
     )
     assert prices.asked == [
         {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agentflow.storage.doctor import has_wal_reset_bug, problems
+from agentflow.storage.schema import SCHEMA_VERSION
 
 VERSIONS = {
     "3.6.23": False,
@@ -30,7 +31,7 @@ def test_versions_with_the_wal_reset_bug(version: str, has_bug: bool) -> None:  
 def test_a_healthy_database_has_no_problems() -> None:
     """Facts that are as they should be are not worth a word."""
     facts = {
-        "schema_version": 1, "integrity": ["ok"], "sqlite_version": "3.53.0",
+        "schema_version": SCHEMA_VERSION, "integrity": ["ok"], "sqlite_version": "3.53.0",
         "journal_mode": "wal", "file_mode": "0o600",
     }  # fmt: skip
     assert list(problems(facts)) == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from sqlalchemy import Connection, create_engine, inspect, text
 
@@ -48,3 +50,35 @@ def test_an_older_database_goes_step_by_step(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.undo()
         with pytest.raises(SchemaVersionError):
             migrate(conn, view=sqlite_view, now_ms=7)
+
+
+def test_a_database_of_version_1_keeps_its_rows_and_gets_the_books() -> None:
+    """The same columns as a fresh one; what version 1 did not keep is NULL, not a guess."""
+    old = Path(__file__).with_name("schema_v1.sql").read_text(encoding="utf-8")
+    attempt = (
+        "INSERT INTO attempts VALUES (1, 1, '0/llm_call#1', 1, 0, 'model', 'a', 'openai:m', 'ok', "
+        "'priced', 7, 3, 2, 1)"
+    )
+    detail = (
+        "INSERT INTO attempt_details VALUES (1, 1, 'openai:m', NULL, NULL, NULL, NULL, 0, '', "
+        "'book', '1', NULL, '', NULL, '{}')"
+    )
+    line = "INSERT INTO cost_lines VALUES (1, 1, 1, 'input', 7, '0.000000000001', 7, '')"
+    with create_engine("sqlite://").connect() as conn, create_engine("sqlite://").connect() as new:
+        for statement in old.split(";\n"):
+            conn.exec_driver_sql(statement)
+        for statement in ("INSERT INTO agentflow_schema VALUES (1, 1)", attempt, detail, line):
+            conn.exec_driver_sql(statement)
+        migrate(conn, view=sqlite_view, now_ms=5)
+        migrate(new, view=sqlite_view, now_ms=5)
+
+        def columns(of: Connection, table: str) -> list[tuple[str, str]]:
+            return [(c["name"], str(c["type"])) for c in inspect(of).get_columns(table)]
+
+        assert {t: columns(conn, t) for t in METADATA.tables} == {
+            t: columns(new, t) for t in METADATA.tables
+        }
+        assert current_version(conn) == SCHEMA_VERSION
+        assert conn.execute(text("SELECT facts FROM attempt_details")).all() == [(None,)]
+        found = conn.execute(text("SELECT amount_pico_usd, list_price_usd FROM cost_lines")).all()
+        assert found == [(7, None)]
