@@ -798,7 +798,7 @@ class Client:
             amount_usd: Signed US dollars, exact; negative is a credit. No float.
             reason: Why; shown wherever the amount is.
             key: The call that it is about, if it is about one.
-            attempt: Its attempt, from 1; the last one by default.
+            attempt: Its attempt, a 1-based number; the last one by default.
             id: The same id is booked once; a new one by default.
             actor: Who books it.
 
@@ -823,12 +823,12 @@ class Client:
             model=(about.record.model_served or about.record.model_asked) if about else "",
         )
         entry = LedgerWrite(
-            key=key, attempt=about.attempt if about else 0, at_ms=seams.clock.now_ms(), record=record
+            key=key,
+            attempt=about.attempt if about else 0,
+            at_ms=seams.clock.now_ms(),
+            record=record,
         )
-        sync_point("adjust.before")
-        is_new = await seams.store.adjust(row.project, row.id, entry)
-        sync_point("adjust.after")
-        return is_new
+        return await seams.store.adjust(row.project, row.id, entry)
 
     async def _billed(self, row: RunRow, key: str, attempt: int | None) -> LedgerRow:
         """Return the entry of an attempt, by default of the call's last one."""

@@ -12,6 +12,8 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from agentflow.codec import Cipher, Parts, Payload
 from agentflow.history.events import ActivityStarted, AnyEvent
+from agentflow.ledger.budgets import Bound, Budget, Limits, Scope
+from agentflow.ledger.ceiling import Ceiling
 from agentflow.ledger.entries import AttemptRecord, Priced
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
 from agentflow.ledger.spending import Spending
@@ -53,6 +55,7 @@ class NewRun:
         queue: Name of the queue.
         parent: (pk of the parent run, key of the call that started it), for child runs.
         on_parent_end: ``cancel`` or ``detach``.
+        limits: What it and its child runs may spend, where that is limited.
     """
 
     project: str
@@ -65,6 +68,7 @@ class NewRun:
     queue: str = "default"
     parent: tuple[int, str] | None = None
     on_parent_end: str | None = None
+    limits: Limits | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +83,7 @@ class RunRow:
         input: The input's payload. output: the result's or failure's, once it ended.
         wake_at_ms: When it wants attention next; 0 = now, None = only by a message.
         kill_count: Number of workers that died in a row while it was running.
+        budget: 0 where no budget limits the run; else a number that grows with their news.
     """
 
     pk: int
@@ -105,6 +110,7 @@ class RunRow:
     output: Payload | None
     parent_id: str | None
     parent_key: str | None
+    budget: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,11 +179,13 @@ class Start:
         event: Its `ActivityStarted`.
         approval_id: The approval that it uses up, if it needs one.
         call_digest: Must be the approval's own, to the byte.
+        bound: What it may cost at most; None = nothing, or (`Append.is_bounded`) not worked out.
     """
 
     event: ActivityStarted
     approval_id: str | None = None
     call_digest: str = ""
+    bound: Bound | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +215,23 @@ class Booking:
     ledger: tuple[LedgerWrite, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetChange:
+    """What is to become of a budget.
+
+    Attributes:
+        name: Run's id, agent's name, tag, or day.
+        limits: New limits; None in it leaves one as it is.
+        is_raise: Whether the limits are to be added to the old ones.
+    """
+
+    project: str
+    scope: Scope
+    name: str
+    limits: Limits
+    is_raise: bool = False
+
+
 @dataclass(slots=True, kw_only=True)
 class Append:
     """One activation's worth of history: all of it, or nothing.
@@ -230,6 +255,8 @@ class Append:
         inbox_done: Inbox rows that the facts have recorded.
         ledger: Attempt records that belong to the facts.
         progress: Whether an outcome is among the facts (resets the kill count).
+        is_bounded: Whether bounds of the starts were worked out, where they cost something.
+        budget_seen: Where calls wait for a budget: the run's `budget` when they were refused.
     """
 
     run_pk: int
@@ -250,6 +277,8 @@ class Append:
     inbox_done: list[int] = field(default_factory=list)
     ledger: list[LedgerWrite] = field(default_factory=list)
     progress: bool = False
+    is_bounded: bool = False
+    budget_seen: int | None = None
 
 
 def bare_append(
@@ -288,7 +317,11 @@ class Appended:
     Attributes:
         next_seq: The row's `next_seq` after it.
         granted: Terms by call key, for starts that were written.
-        refused: Guard's name by call key (``pause``, ``cancel``, ``approval``).
+        refused: Guard's name by call key: ``pause``, ``cancel``, ``approval``, ``budget`` (code
+            must see it), ``budget_wait`` (until there is room), ``bound`` (work it out first).
+        details: Why, in words, by call key, where a budget refused.
+        marks: Soft marks that were just passed: (budget, percent).
+        budget: The run's `budget`.
         released: Whether the run has no owner any more.
         inbox_first: A terminal append was put off because messages wait: record them first.
     """
@@ -296,6 +329,9 @@ class Appended:
     next_seq: int
     granted: dict[str, dict[str, Any]] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    details: dict[str, str] = field(default_factory=dict)
+    marks: tuple[tuple[str, int], ...] = ()
+    budget: int = 0
     released: bool = False
     inbox_first: bool = False
 
@@ -468,6 +504,19 @@ class Store(Protocol):
         """Record amounts as a run that has ended; an id that exists is returned, not written."""
         ...
 
+    # -- budgets
+    async def set_budget(self, wanted: BudgetChange) -> Budget:
+        """Make or change a budget; calls that waited for room in it are tried again.
+
+        Raises:
+            NotFoundError: no such run. UsageError: less than is spent and held already.
+        """
+        ...
+
+    async def budgets(self, project: str, *, run_id: str | None = None) -> list[Budget]:
+        """Return the budgets of a project, or those that limit one run."""
+        ...
+
     # -- verbs of the auditor
     async def verify(self, run_pk: int, cipher: Cipher) -> list[str]:
         """Check every row and body of a run; return what is wrong, in words."""
@@ -626,4 +675,30 @@ class PriceBook(Protocol):
 
         Never raises for an unknown model: its status is ``unpriced`` and the reason says so.
         """
+        ...
+
+
+@runtime_checkable
+class Ceilings(Protocol):
+    """A price book that knows the dearest prices that can apply to a call."""
+
+    def ceiling(
+        self,
+        model: str,
+        *,
+        at: datetime,
+        input_tokens: int,
+        tier: str | None = None,
+        context: Mapping[str, str] | None = None,
+    ) -> Ceiling | str:
+        """Return them, or in words why no bound is known."""
+        ...
+
+
+@runtime_checkable
+class LengthLimited(Protocol):
+    """A provider that knows how long an answer can be where the request does not say."""
+
+    def longest_answer(self, request: ModelRequest) -> int | None:
+        """Return the most output tokens, or None where that is not known."""
         ...

@@ -12,10 +12,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from agentflow.clock import Clock, SystemClock, from_ms, to_ms
-from agentflow.codec import canonical
+from agentflow.codec import adapter, canonical
 from agentflow.engine.definition import ActivityContext, ActivityOptions
 from agentflow.engine.definitions import REGISTRY, Activity
 from agentflow.errors import ProviderError, ResponseLostError, UnknownModelError, UsageError
@@ -37,8 +35,6 @@ _KEY_CHARS = 64  # the longest prompt_cache_key. Source: OpenAI's API reference,
 # Statuses with which a vendor turns a request down before it works on it: nothing is billed.
 # 408 and 409 can come late, 500 and 502 in the middle of an answer: what those cost is unknown.
 _TURNED_DOWN = {400, 401, 402, 403, 404, 405, 413, 415, 422, 429, 503, 529}
-
-_TOOLS: TypeAdapter[tuple[ToolSpec, ...]] = TypeAdapter(tuple[ToolSpec, ...])
 
 
 class Models:
@@ -160,7 +156,7 @@ def cache_key(request: ModelRequest, label: str) -> str:
     Source:
         OpenAI routes by ``prompt_cache_key``: at most 64 characters, one per common prefix.
     """
-    tools = canonical(_TOOLS.dump_python(request.tools, mode="json"))
+    tools = canonical(adapter(tuple[ToolSpec, ...]).dump_python(request.tools, mode="json"))
     plain = b"\0".join((label.encode(), request.instructions.encode(), tools))
     return hashlib.sha256(plain).hexdigest()[:_KEY_CHARS]
 

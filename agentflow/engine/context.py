@@ -105,7 +105,15 @@ class Decision:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """Facts of the run that code may use: the same on every replay."""
+    """Facts of the run that code may use: the same on every replay.
+
+    Attributes:
+        id: The run's id.
+        project: Its project.
+        workflow: Name of its workflow.
+        started_at: When it was started, an aware UTC datetime.
+        tags: Its tags.
+    """
 
     id: str
     project: str

@@ -38,6 +38,7 @@ class ActivityContext:
             `ActivityOptions.resumes`.
         is_abandoned: Tells, when the attempt is cancelled, whether nobody wants its outcome any
             more; otherwise the process ends, and the next one goes on.
+        granted: Terms under which the attempt may run, such as ``max_output_tokens``.
         on_heartbeat: What `heartbeat` calls. on_record: what `record` calls.
         on_item: Takes pieces of the answer; None = nobody watches.
         on_ref: Takes a handle for `previous_ref`; what it returns is done when that is on record.
@@ -52,6 +53,7 @@ class ActivityContext:
     resources: Mapping[str, Any] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
     label: str = ""
+    granted: Mapping[str, Any] = field(default_factory=dict)
     on_heartbeat: Callable[[], None] = lambda: None
     on_record: Callable[[object], None] = lambda _: None
     on_item: Callable[[object], None] | None = None
@@ -188,6 +190,13 @@ class Definition(Generic[P, R_co]):
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return arguments by parameter name, as given.
 
+        Args:
+            args: Arguments by position.
+            kwargs: Arguments by name.
+
+        Returns:
+            Only those that were given; defaults are the function's own.
+
         Raises:
             UsageError: they do not fit the signature.
         """
@@ -201,7 +210,14 @@ class Definition(Generic[P, R_co]):
             raise UsageError(msg, hint="Pass the arguments that the function takes.") from None
 
     def call_arguments(self, arguments: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        """Return (args, kwargs) for `fn` from arguments by name."""
+        """Return what `fn` is called with.
+
+        Args:
+            arguments: Arguments by parameter name, as `bind` returned them.
+
+        Returns:
+            Arguments by position, and by name.
+        """
         self._resolve()
         if self._ordinary is not None:
             return [], {n: arguments[n] for n in self._ordinary if n in arguments}

@@ -73,7 +73,15 @@ class Activity(ActivityDefinition[P, R_co]):
         return cast("R_co", self._recorded(args, kwargs))
 
     def plain(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> R_co:
-        """Call the function itself, with a bare `ActivityContext` where it takes one."""
+        """Call the function itself, with a bare `ActivityContext` where it takes one.
+
+        Args:
+            args: Arguments by position.
+            kwargs: Arguments by name.
+
+        Returns:
+            What the function returns.
+        """
         missing = {n: ActivityContext() for n in self.context_names if n not in kwargs}
         return self.fn(*args, **{**missing, **kwargs})
 
@@ -85,7 +93,14 @@ class Activity(ActivityDefinition[P, R_co]):
         return await context.call(self.asked(self.bind(args, kwargs)))
 
     def asked(self, arguments: Mapping[str, Any]) -> ActivityCall:
-        """Return the call that is recorded for *arguments*."""
+        """Return the call that is recorded.
+
+        Args:
+            arguments: Arguments by parameter name, as given.
+
+        Returns:
+            The call with this object's key and label.
+        """
         return ActivityCall(activity=self, arguments=arguments, key=self.key, label=self.label)
 
     def with_options(

@@ -26,7 +26,11 @@ T = TypeVar("T")
 
 
 def now() -> datetime:
-    """Return the run's time as an aware UTC datetime: the same on every replay."""
+    """Return the run's time: the same on every replay.
+
+    Returns:
+        The time of the event that woke this code, an aware UTC datetime.
+    """
     return require_context("now").now()
 
 
@@ -40,12 +44,20 @@ def random() -> RandomStream:
 
 
 def uuid4() -> UUID:
-    """Return a random UUID that is the same on every replay."""
+    """Return a random UUID that is the same on every replay.
+
+    Returns:
+        A version 4 UUID from the run's seed and the task's path.
+    """
     return require_context("uuid4").uuid4()
 
 
 def run_info() -> RunInfo:
-    """Return facts of the current run: id, project, workflow, start time, tags."""
+    """Return facts of the current run.
+
+    Returns:
+        Its id, project, workflow, start time and tags.
+    """
     return require_context("run_info").info
 
 
@@ -204,6 +216,9 @@ def continue_as_new(*args: Any, **kwargs: Any) -> NoReturn:
     Args:
         *args: The workflow's arguments.
         **kwargs: The same by name.
+
+    Returns:
+        Never.
 
     Raises:
         ContinueAsNew: control flow; let it through.

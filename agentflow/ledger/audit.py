@@ -142,7 +142,10 @@ class Audit:
             self._found(row, "the amount of the attempt", stored, _dollars(derived))
         for name in _TOKENS:
             usage = row.record.usage
-            counted, used = getattr(row.counted, name), None if usage is None else getattr(usage, name)
+            counted, used = (
+                getattr(row.counted, name),
+                None if usage is None else getattr(usage, name),
+            )
             if counted != used:
                 self._found(row, f"the count of {name}", counted, used)
 

@@ -402,22 +402,23 @@ def _no_bound(chain: Sequence[Account], bound: Bound) -> str:
 
 def _detail(account: Account, needs: Amount) -> str:
     dear = account.limit_pico_usd is not None and (
-        account.spent_pico_usd + account.reserved_pico_usd + needs.pico_usd
-        > account.limit_pico_usd
+        account.spent_pico_usd + account.reserved_pico_usd + needs.pico_usd > account.limit_pico_usd
     )
     if dear:
         assert account.limit_pico_usd is not None  # noqa: S101 -- dear says so
         left = account.limit_pico_usd - account.spent_pico_usd - account.reserved_pico_usd
-        held = f" beside ${_short(account.reserved_pico_usd)} held" if account.reserved_pico_usd else ""
+        held = (
+            f" beside ${_short(account.reserved_pico_usd)} held"
+            if account.reserved_pico_usd
+            else ""
+        )
         return (
             f"budget {account.label}: needs up to ${_short(needs.pico_usd, up=True)} and has "
             f"${_short(max(0, left))} left{held}"
         )
     limit = account.limit_tokens or 0
     left = limit - account.spent_tokens - account.reserved_tokens
-    return (
-        f"budget {account.label}: needs up to {needs.tokens} tokens and has {max(0, left)} left"
-    )
+    return f"budget {account.label}: needs up to {needs.tokens} tokens and has {max(0, left)} left"
 
 
 def _short(amount: int, *, up: bool = False) -> str:

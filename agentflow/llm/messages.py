@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self, overload
 
-from pydantic import GetCoreSchemaHandler, TypeAdapter
+from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from agentflow.codec import Codec, Decoding, Encoding, MessageNode, canonical
+from agentflow.codec import Codec, Decoding, Encoding, MessageNode, adapter, canonical
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,14 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImagePart:
-    """An image: either base64 `data` with its `media_type`, or a `url`."""
+    """An image: either base64 `data` with its `media_type`, or a `url`.
+
+    Attributes:
+        media_type: For example ``image/png``.
+        data: The image, base64.
+        url: Where the vendor finds it instead.
+        type: The word by which parts are told apart.
+    """
 
     media_type: str = "image/png"
     data: str | None = None
@@ -109,10 +116,6 @@ def _parts(parts: Iterable[str | Part]) -> tuple[Part, ...]:
     return tuple(TextPart(text=p) if isinstance(p, str) else p for p in parts)
 
 
-_ADAPTER: TypeAdapter[Message] = TypeAdapter(Message)
-_LIST: TypeAdapter[list[Message]] = TypeAdapter(list[Message])
-
-
 class _Link:
     """One message and its past; written at most once per codec (that is, per store)."""
 
@@ -133,7 +136,7 @@ class _Link:
 
     def make(self, codec: Codec, parent: MessageNode | None) -> MessageNode:
         """Return the node under *codec*; the parent's must exist."""
-        plain = codec.scrub(canonical(_ADAPTER.dump_python(self.message, mode="json")))
+        plain = codec.scrub(canonical(adapter(Message).dump_python(self.message, mode="json")))
         digest = codec.cipher.digest(plain)
         self.sealed = codec.cipher.seal(digest, plain)
         return self.adopt(codec, node_of(parent.id if parent else None, digest), stored=False)
@@ -189,7 +192,14 @@ class Messages:
         return made
 
     def append(self, *messages: Message) -> Self:
-        """Return a conversation with *messages* after this one's; nothing is copied."""
+        """Return a conversation with *messages* after this one's; nothing is copied.
+
+        Args:
+            *messages: What was said next.
+
+        Returns:
+            A conversation that shares its past with this one.
+        """
         if not self._spans:
             return type(self)(messages)
         head, count = self._spans[-1]
@@ -198,7 +208,14 @@ class Messages:
         return self._of((*self._spans[:-1], (head, count)))
 
     def last(self, count: int) -> Self:
-        """Return the last *count* messages (a sliding window); nothing is copied."""
+        """Return the last *count* messages (a sliding window); nothing is copied.
+
+        Args:
+            count: Number of messages that are kept.
+
+        Returns:
+            A conversation that shares its messages with this one.
+        """
         kept: list[tuple[_Link, int]] = []
         for head, length in reversed(self._spans):
             take = min(length, count)
@@ -229,7 +246,14 @@ class Messages:
         return self._of(tuple(kept))
 
     def after(self, prefix: Iterable[Message]) -> Self:
-        """Return *prefix* followed by this conversation (compaction keeps a tail this way)."""
+        """Return *prefix* followed by this conversation (compaction keeps a tail this way).
+
+        Args:
+            prefix: What comes first, such as a summary.
+
+        Returns:
+            A conversation that shares its tail with this one.
+        """
         before = prefix if isinstance(prefix, Messages) else type(self)(prefix)
         return self._of((*before._spans, *self._spans))  # noqa: SLF001 -- own class
 
@@ -288,7 +312,14 @@ class Messages:
         )
 
     def spans(self, context: Encoding) -> list[list[Any]]:
-        """Return ``[[head id as hex, count], …]`` and put new nodes into the context's parts."""
+        """Return what stands for the conversation inside a payload; new nodes go into the parts.
+
+        Args:
+            context: The encoding under way.
+
+        Returns:
+            ``[[head id as hex, count], …]``.
+        """
         return [[_write(head, context).id.hex(), count] for head, count in self._spans]
 
 
@@ -321,7 +352,7 @@ def _marker(link: _Link) -> Callable[[], None]:
 def _dump(value: Messages, info: core_schema.SerializationInfo) -> Any:
     if isinstance(info.context, Encoding):
         return {"spans": value.spans(info.context)}
-    return _LIST.dump_python(list(value), mode="json")
+    return adapter(list[Message]).dump_python(list(value), mode="json")
 
 
 def _load(value: Any, info: core_schema.ValidationInfo) -> Messages:
@@ -331,7 +362,7 @@ def _load(value: Any, info: core_schema.ValidationInfo) -> Messages:
         spans = [(bytes.fromhex(head), count) for head, count in value["spans"]]
         made = tuple((_read(head, count, info.context), count) for head, count in spans)
         return Messages._of(made)  # noqa: SLF001 -- the class's own reader
-    return Messages(_LIST.validate_python(value))
+    return Messages(adapter(list[Message]).validate_python(value))
 
 
 def _read(head: bytes, count: int, context: Decoding) -> _Link:
@@ -348,7 +379,7 @@ def _read(head: bytes, count: int, context: Decoding) -> _Link:
             link = before
             continue
         plain = codec.cipher.open(node.digest, sealed)
-        made = _Link(link, _ADAPTER.validate_python(json.loads(plain)))
+        made = _Link(link, adapter(Message).validate_python(json.loads(plain)))
         made.adopt(codec, node, stored=True)
         link = made
     assert link is not None  # noqa: S101 -- chain() raises where nodes are missing

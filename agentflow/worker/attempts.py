@@ -156,6 +156,7 @@ class Attempt:
             resources=self._house.resources,
             tags=scope.tags,
             label=call.activity_call.label if call.activity_call else "",
+            granted=self._granted,
             on_heartbeat=self._beat,
             on_record=self._record,
             on_item=self._item if watched else None,

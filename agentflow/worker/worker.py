@@ -54,7 +54,7 @@ class WorkerOptions:
     max_active: int = 1_000
     quarantine_after: int = 3
     settle_grace_ms: int = 5_000
-    drain_seconds: float = 5.0
+    drain_seconds: float = 30.0  # a paid call that is cut off is paid twice
     resources: Mapping[str, Any] = field(default_factory=dict)
     workflows: tuple[str, ...] | None = None
 
@@ -200,10 +200,10 @@ class Worker:
         while not self._stopping:
             self._wake.clear()
             self._changed = False
+            await self._look_for_watchers()  # first: a call that is claimed knows who watches it
             more = await self._claim()
             await self._read_inboxes()
             self._fire_timers()
-            await self._look_for_watchers()
             if more or self._changed:
                 continue
             await self._sleep()

@@ -270,7 +270,7 @@ def test_uninstalling_restores_what_nobody_has_patched_since(
     ("filename", "is_user"),
     [
         (__file__, True),
-        ("/home/me/flow.py", True),
+        ("/srv/me/flow.py", True),
         (os.__file__, False),
         ("<frozen importlib._bootstrap>", False),
         ("/venv/lib/python3.12/site-packages/x/y.py", False),
