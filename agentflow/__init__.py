@@ -20,8 +20,9 @@ Names are loaded when they are first used: importing agentflow loads no SDK and 
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
+
+from agentflow.loading import load as _load
 
 __version__ = "0.1.0"
 
@@ -147,7 +148,7 @@ def __getattr__(name: str) -> Any:
     if home is None:
         msg = f"module 'agentflow' has no attribute {name!r}"
         raise AttributeError(msg)
-    value = getattr(importlib.import_module(f"agentflow.{home}"), name)
+    value = getattr(_load(f"agentflow.{home}"), name)
     globals()[name] = value
     return value
 

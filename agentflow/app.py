@@ -20,6 +20,7 @@ from agentflow.errors import SettingsError, UnknownModelError
 from agentflow.ledger.overlay_file import read_overlay
 from agentflow.ledger.prices import GenaiPriceBook
 from agentflow.llm.usage import Usage
+from agentflow.loading import load
 from agentflow.protocols import PriceBook, Provider, Store
 from agentflow.settings import Settings, read_settings
 from agentflow.worker.worker import Worker, WorkerOptions
@@ -222,7 +223,7 @@ def _store(settings: Settings, clock: Clock) -> Store:
     if not url.startswith("sqlite:"):
         msg = f"database {url.split(':', 1)[0]!r} is not known"
         raise SettingsError(msg, hint="Use sqlite:///file.db.")
-    module = importlib.import_module("agentflow.storage.store")
+    module = load("agentflow.storage.store")
     made: Store = module.SqlStore.sqlite(url, durability=settings.durability, clock=clock)
     return made
 

@@ -29,6 +29,7 @@ from agentflow.errors import (
 from agentflow.history import events as ev
 from agentflow.history.failure import Failure
 from agentflow.history.history import History, cut, history_of, retry_point
+from agentflow.ledger.budgets import SCOPES, Budget, OnExhausted, Scope, limits
 from agentflow.ledger.entries import adjustment
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow, RunCost, total
 from agentflow.ledger.spending import Spending
@@ -37,6 +38,8 @@ from agentflow.protocols import (
     ENDED,
     PARKED,
     Approval,
+    Booking,
+    BudgetChange,
     LedgerWrite,
     Message,
     NewRun,
@@ -54,6 +57,7 @@ R = TypeVar("R")
 Rows = list[RunRow]  # spelt here: inside Client, `list` is its method
 Approvals = list[Approval]
 Groups = list[CostGroup]
+Budgets = list[Budget]
 
 _PAGE = 2000  # entries of the ledger that are read at once
 _POLL_SECONDS = 0.25  # how late a change by another process may be seen
@@ -569,7 +573,7 @@ class Client:
         """The codec, for tools that read payloads."""
         return self._seams.codec
 
-    async def start(
+    async def start(  # noqa: PLR0913 -- the public keywords of a run
         self,
         workflow: Workflow[..., Awaitable[R]],
         *args: Any,
@@ -578,6 +582,9 @@ class Client:
         tags: Sequence[str] = (),
         queue: str = "default",
         delay: timedelta | float | None = None,
+        budget_usd: Decimal | str | int | None = None,
+        budget_tokens: int | None = None,
+        on_exhausted: OnExhausted = "pause",
         **kwargs: Any,
     ) -> Run[R]:
         """Start a run, or return the one that has this id.
@@ -590,6 +597,11 @@ class Client:
             tags: Words by which lists and costs are grouped.
             queue: Name of the queue.
             delay: Do not begin before; a timedelta or seconds.
+            budget_usd: What the run and its child runs may spend, in dollars; text or Decimal, no
+                float. A new run's only: `set_budget` changes it.
+            budget_tokens: How many tokens they may use, input and output together.
+            on_exhausted: What happens to a call that does not fit: ``pause`` the run until
+                somebody raises the budget, ``raise`` BudgetError, or ``clamp`` its answer.
             **kwargs: The workflow's arguments by name.
 
         Returns:
@@ -603,6 +615,7 @@ class Client:
         if not isinstance(cast("object", workflow), Workflow):
             msg = f"start() takes a workflow, not {workflow!r}"
             raise UsageError(msg, hint="Decorate the function with @agentflow.workflow.")
+        limited = limits(budget_usd, budget_tokens, on_exhausted)
         seams, parts = self._seams, Parts()
         now = seams.clock.now_ms()
         run_id = id or ids.new_run_id()
@@ -617,7 +630,8 @@ class Client:
         )  # fmt: skip
         new = NewRun(
             project=project or seams.project, id=run_id, workflow=workflow.name, started=started,
-            parts=parts, start_at_ms=now + _ms(delay) if delay else 0, tags=tuple(tags), queue=queue,
+            parts=parts, start_at_ms=now + _ms(delay) if delay else 0, tags=tuple(tags),
+            queue=queue, limits=None if limited.is_empty else limited,
         )  # fmt: skip
         sync_point("start.before")
         ((row, is_new),) = await seams.store.start([new])
@@ -742,6 +756,79 @@ class Client:
         sync_point("decide.after")
         return decided
 
+    async def set_budget(
+        self,
+        scope: Scope,
+        name: str,
+        limit_usd: Decimal | str | int | None = None,
+        *,
+        limit_tokens: int | None = None,
+        on_exhausted: OnExhausted | None = None,
+    ) -> Budget:
+        """Make a budget or change its limits; calls that waited for room go on.
+
+        Args:
+            scope: ``run`` (without child runs), ``tree`` (a run with its child runs), ``agent``,
+                ``tag`` or ``day``.
+            name: Run's id, agent's name, tag, or day: ``2026-11-23``, or ``every`` for each one.
+            limit_usd: The ceiling in dollars; text or Decimal, no float. None = as before.
+            limit_tokens: The ceiling in tokens. None = as before.
+            on_exhausted: ``pause``, ``raise`` or ``clamp``. None = as before, ``pause`` if new.
+
+        Returns:
+            The budget as it stands.
+
+        Raises:
+            UsageError: less than is spent and held already, or no exact amount.
+            NotFoundError: there is no such run.
+        """
+        _check_scope(scope)
+        change = limits(limit_usd, limit_tokens, on_exhausted)
+        return await self._seams.store.set_budget(
+            BudgetChange(project=self._seams.project, scope=scope, name=name, limits=change)
+        )
+
+    async def raise_budget(
+        self,
+        scope: Scope,
+        name: str,
+        by_usd: Decimal | str | int | None = None,
+        *,
+        by_tokens: int | None = None,
+    ) -> Budget:
+        """Add to the limits of a budget; calls that waited for room go on.
+
+        Args:
+            scope: See `set_budget`.
+            name: See `set_budget`.
+            by_usd: Dollars to add; text or Decimal, no float.
+            by_tokens: Tokens to add.
+
+        Returns:
+            The budget as it stands.
+
+        Raises:
+            NotFoundError: there is no such budget. UsageError: it has no such limit.
+        """
+        _check_scope(scope)
+        change = limits(by_usd, by_tokens)
+        return await self._seams.store.set_budget(
+            BudgetChange(
+                project=self._seams.project, scope=scope, name=name, limits=change, is_raise=True
+            )
+        )
+
+    async def budgets(self, *, run_id: str | None = None) -> Budgets:
+        """Return budgets with what is spent and held, by scope and name.
+
+        Args:
+            run_id: Only those that limit this run; all of the project by default.
+
+        Returns:
+            The budgets.
+        """
+        return await self._seams.store.budgets(self._seams.project, run_id=run_id)
+
     async def cost(self, query: CostQuery) -> Groups:
         """Return the ledger summed by group, the dearest first.
 
@@ -780,7 +867,7 @@ class Client:
                 yield row
             after = (found[-1].run_pk, found[-1].n)
 
-    async def adjust(  # noqa: PLR0913 -- what an amount needs to be understood later
+    async def adjust(
         self,
         run_id: str,
         amount_usd: Decimal | str | int,
@@ -830,6 +917,43 @@ class Client:
         )
         return await seams.store.adjust(row.project, row.id, entry)
 
+    async def book(
+        self,
+        id: str,
+        entries: Sequence[LedgerWrite],
+        *,
+        kind: str,
+        input: Any,
+        output: Any,
+        actor: str | None = None,
+    ) -> tuple[RunRow, bool]:
+        """Book amounts that belong to no run, as a run of their own that has ended.
+
+        Args:
+            id: The run's id; what is booked under it once is not booked again.
+            entries: The amounts; see `agentflow.ledger.entries.adjustment`.
+            kind: What the run's workflow is called, such as ``agentflow.reconcile``.
+            input: What was compared, as JSON values; recorded.
+            output: What was accepted, as JSON values; recorded.
+            actor: Who books them.
+
+        Returns:
+            The run's row, and whether it is new.
+        """
+        seams, before, after = self._seams, Parts(), Parts()
+        now, by = seams.clock.now_ms(), actor or seams.actor
+        started = ev.RunStarted(
+            time_ms=now, actor=by, workflow=kind, seed=ids.new_message_id(), logic_flags=[],
+            payload=seams.codec.encode(input, Any, before, what="booking"),
+        )  # fmt: skip
+        completed = ev.RunCompleted(
+            time_ms=now, actor=by, payload=seams.codec.encode(output, Any, after, what="booking")
+        )
+        run = NewRun(project=seams.project, id=id, workflow=kind, started=started, parts=before)
+        return await seams.store.book(
+            Booking(run=run, completed=completed, parts=after, ledger=tuple(entries))
+        )
+
     async def _billed(self, row: RunRow, key: str, attempt: int | None) -> LedgerRow:
         """Return the entry of an attempt, by default of the call's last one."""
         rows = await self._seams.store.ledger(row.project, row.id)
@@ -849,6 +973,12 @@ def _decimal(amount: Decimal | str | int) -> Decimal:
     except InvalidOperation:
         msg = f"{amount!r} is no amount of dollars"
         raise UsageError(msg, hint="Write it as -0.31.") from None
+
+
+def _check_scope(scope: str) -> None:
+    if scope not in SCOPES:
+        msg = f"scope {scope!r} is none of {', '.join(SCOPES)}"
+        raise UsageError(msg)
 
 
 def _ms(span: timedelta | float) -> int:

@@ -10,7 +10,10 @@
     │   ├── SettingsError           a setting has no meaning
     │   ├── RunEndedError           a signal to a run that has ended
     │   ├── InputError              the given input is no JSON or does not fit the workflow
-    │   └── LoadError               a module or file of workflows cannot be imported
+    │   ├── LoadError               a module or file of workflows cannot be imported
+    │   └── ReportError             a provider's usage or cost report cannot be used
+    │       ├── ReportTruncatedError    a page, or the end of a file, is missing
+    │       └── ReportMismatchError     it is another provider's or organisation's
     ├── NotFoundError               no such run, approval or query
     │   └── AmbiguousIdError        more than one run begins with that prefix
     ├── PayloadError                a value cannot be stored or read back
@@ -156,6 +159,26 @@ class LoadError(UsageError):
     """A module or a file that should define workflows cannot be imported."""
 
     code = "AF210"
+
+
+class ReportError(UsageError):
+    """A provider's usage or cost report cannot be read."""
+
+    code = "AF220"
+    default_hint = "Save the answer of the admin API as it came, as JSON."
+
+
+class ReportTruncatedError(ReportError):
+    """A page of a report, or the end of its file, is missing."""
+
+    code = "AF221"
+    default_hint = "Fetch all pages (`next_page`) and give all files."
+
+
+class ReportMismatchError(ReportError):
+    """The report is of another provider, organisation or account than the ledger's calls."""
+
+    code = "AF222"
 
 
 class NotFoundError(AgentflowError):

@@ -573,8 +573,8 @@ class Store(Protocol):
         """
         ...
 
-    async def append(self, batch: Append) -> Appended:
-        """Write one activation, fenced.
+    def append(self, batch: Append) -> Awaitable[Appended]:
+        """Write one activation, fenced; a future is better than a coroutine, it needs no task.
 
         Raises:
             FencedError: another worker owns the run, or its history went on without us.

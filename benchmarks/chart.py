@@ -7,14 +7,25 @@ from typing import Any
 _WIDTH, _LEFT, _BAR, _GAP = 860, 250, 24, 8
 _COLOURS = {"agentflow": "#2563eb", "floor": "#94a3b8", "DBOS": "#d97706", "LangGraph": "#059669"}
 _PANELS = (
-    ("One run, sequential, FULL: µs per activity", "wall_us",
-     (("floor", "a/floor"), ("agentflow", "b/agentflow"), ("LangGraph", "b/langgraph"), ("DBOS", "b/dbos"))),
-    ("200 runs at once, FULL: activities per second", "per_second",
-     (("agentflow", "c/agentflow"), ("LangGraph", "c/langgraph"), ("DBOS", "c/dbos"))),
-    ("kill -9 after 5,000 activities: ms from process start to the first new one", "start_to_new_ms",
-     (("agentflow", "e/agentflow-5000"), ("DBOS", "e/dbos-5000"), ("LangGraph", "e/langgraph-5000"))),
-    ("A conversation of 400 turns: bytes on disk per byte said", "ratio",
-     (("agentflow", "d/agentflow-400"), ("DBOS", "d/dbos-400"), ("LangGraph", "d/langgraph-400"))),
+    (
+        "One run, sequential, FULL: µs per activity", "wall_us",
+        (("floor", "a/floor"), ("agentflow", "b/agentflow"),
+         ("LangGraph", "b/langgraph"), ("DBOS", "b/dbos")),
+    ),
+    (
+        "200 runs at once, FULL: activities per second", "per_second",
+        (("agentflow", "c/agentflow"), ("LangGraph", "c/langgraph"), ("DBOS", "c/dbos")),
+    ),
+    (
+        "kill -9 after 5,000 activities: ms from process start to a new one", "start_to_new_ms",
+        (("agentflow", "e/agentflow-5000"), ("LangGraph", "e/langgraph-5000"),
+         ("DBOS", "e/dbos-5000")),
+    ),
+    (
+        "A conversation of 400 turns: bytes on disk per byte said", "ratio",
+        (("agentflow", "d/agentflow-400"), ("LangGraph", "d/langgraph-400"),
+         ("DBOS", "d/dbos-400")),
+    ),
 )  # fmt: skip
 
 
@@ -33,7 +44,9 @@ def svg(results: dict[str, Any]) -> str:
         y += 10
     style = 'font-family="system-ui, sans-serif" font-size="13"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y}" {style}>'
-    return "\n".join([head, f'<rect width="{_WIDTH}" height="{y}" fill="#fff"/>', *parts, "</svg>\n"])
+    return "\n".join(
+        [head, f'<rect width="{_WIDTH}" height="{y}" fill="#fff"/>', *parts, "</svg>\n"]
+    )
 
 
 def _bar(parts: list[str], y: int, who: str, value: float | None, most: float) -> int:

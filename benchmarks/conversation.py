@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import pairwise
 
 from meter import arguments, cpu_seconds, disk_bytes, median, report
 from talk import answer, question, talk_bytes
@@ -27,13 +28,15 @@ class Vendor:
 
     name = "bench"
 
-    async def complete(self, request: ModelRequest, call: ProviderCall) -> ModelResponse:
+    async def complete(self, request: ModelRequest, _call: ProviderCall) -> ModelResponse:
+        """Answer at once."""
         _times.append(time.perf_counter())
         number = len(_times)
         raw = {
             "id": f"resp_{number:048x}", "object": "response", "created_at": 1_790_000_000 + number,
             "status": "completed", "model": "bench-1", "parallel_tool_calls": True,
-            "service_tier": "default", "store": True, "tool_choice": "auto", "truncation": "disabled",
+            "service_tier": "default", "store": True, "tool_choice": "auto",
+            "truncation": "disabled",
             "usage": {"input_tokens": 500 * number, "output_tokens": 250},
         }  # fmt: skip
         return ModelResponse(
@@ -48,7 +51,7 @@ class Vendor:
         )
 
     async def close(self) -> None:
-        return None
+        """Hold nothing, close nothing."""
 
 
 agent = agentflow.Agent(
@@ -75,7 +78,7 @@ async def main() -> None:
         await run.result()
         wall, cpu = time.perf_counter() - began, cpu_seconds() - cpu
         await check(flow, run)
-    steps = [b - a for a, b in zip(_times, _times[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(_times)]
     size = disk_bytes(ARGS.db)
     report(
         ms_per_turn=wall / ARGS.turns * 1e3,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from meter import age_seconds, arguments, peak_mb, report
+from meter import age_seconds, arguments, cpu_seconds, report, rss_mb
 
 import agentflow
 
@@ -23,7 +23,7 @@ async def double(x: int) -> int:
 @agentflow.activity
 async def gate() -> None:
     if ARGS.mode == "resume":
-        report(start_to_new_ms=age_seconds() * 1e3, rss_mb=peak_mb())
+        report(start_to_new_ms=age_seconds() * 1e3, cpu_ms=cpu_seconds() * 1e3, rss_mb=rss_mb())
         return
     report(ready=True)
     await asyncio.sleep(3600)

@@ -1,4 +1,4 @@
-"""`make bench`: every workload in a process of its own, interleaved, medians; then README and chart.
+"""`make bench`: each workload in a process of its own, interleaved; medians, README and chart.
 
     N=5            rounds (BENCH_QUICK=1: 1 round and small sizes, to see that it works)
     ONLY=b,e       only these workloads
@@ -47,7 +47,7 @@ IMPORTS = {
 }
 
 
-class Failed(Exception):
+class ContestantError(Exception):
     """A contestant gave up; its numbers are missing, the others go on."""
 
 
@@ -125,7 +125,8 @@ def peer_cases(peer: str, n: int, runs: int) -> list[Case]:
 
 
 def main() -> None:
-    DATA.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(DATA, ignore_errors=True)
+    DATA.mkdir(parents=True)
     (BENCH / ".gitignore").write_text("*\n")
     chosen = cases()
     make_environments({c.python for c in chosen})
@@ -136,7 +137,7 @@ def main() -> None:
             if round_ < case.rounds:
                 try:
                     numbers = run(case)
-                except (Failed, subprocess.TimeoutExpired) as e:
+                except (ContestantError, subprocess.TimeoutExpired) as e:
                     print(f"{round_ + 1}/{ROUNDS} {case.name:24} failed: {e}", flush=True)
                     continue
                 measured[case.name].append(numbers)
@@ -147,7 +148,7 @@ def main() -> None:
         "fsyncs": {case.name: count_fsyncs(case) for case in chosen if measured[case.name]},
         "rounds": measured,
     }
-    clear("*")
+    shutil.rmtree(DATA)
     if QUICK or os.environ.get("ONLY"):
         print(table.text(results))  # a part of the picture is not written over the whole one
         return
@@ -177,7 +178,7 @@ def start(command: list[str], **changes: str) -> list[str]:
         check=False,
     )  # fmt: skip
     if done.returncode:
-        raise Failed(f"{' '.join(command)}\n{done.stderr[-2000:]}")
+        raise ContestantError(f"{' '.join(command)}\n{done.stderr[-2000:]}")
     return done.stdout.strip().splitlines()
 
 
@@ -199,18 +200,15 @@ def recorded(case: Case) -> Path:
     command = [case.python, *case.before, f"--db={file}"]
     with subprocess.Popen(command, cwd=HERE, env=env, stdout=subprocess.PIPE, text=True) as process:
         if process.stdout is None or "ready" not in process.stdout.readline():
-            raise Failed(f"{' '.join(command)} did not get ready")
+            raise ContestantError(f"{' '.join(command)} did not get ready")
         process.kill()
     return folder
 
 
-def clear(pattern: str) -> None:
-    for path in DATA.glob(f"{pattern}*"):
-        if path.is_dir():
-            if pattern == "*":
-                shutil.rmtree(path)
-        else:
-            path.unlink()
+def clear(name: str) -> None:
+    """Remove the database *name* and what belongs to it."""
+    for path in DATA.glob(f"{name}*"):
+        path.unlink()
 
 
 def count_fsyncs(case: Case) -> float | None:
@@ -228,7 +226,9 @@ def count_fsyncs(case: Case) -> float | None:
         trace = DATA / "fsync.txt"
         calls = [strace, "-f", "-c", "-e", "trace=fsync,fdatasync", "-o", str(trace)]
         start([*calls, case.python, *command, f"--db={DATA / 'fsync.db'}"])
-        rows = re.findall(r"^\s*\S+\s+\S+\s+\S+\s+(\d+)\s.*f(?:data)?sync$", trace.read_text(), re.M)
+        rows = re.findall(
+            r"^\s*\S+\s+\S+\s+\S+\s+(\d+)\s.*f(?:data)?sync$", trace.read_text(), re.M
+        )
         counts.append(sum(map(int, rows)))
     return (counts[1] - counts[0]) / (size - size // 2)
 
@@ -267,6 +267,7 @@ def facts(load: float, seconds: float) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "rounds": ROUNDS,
         "load_before": round(load, 2),
+        "load_after": round(os.getloadavg()[0], 2),
         "seconds": round(seconds),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": commit(),

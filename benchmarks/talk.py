@@ -6,7 +6,9 @@ from pydoc_data.topics import topics
 
 MESSAGE_BYTES = 1024  # a question and an answer: 2 KB a turn
 
-_PROSE = " ".join(" ".join(topics[name].split()) for name in sorted(topics)).encode("ascii", "ignore")
+_PROSE = " ".join(" ".join(topics[name].split()) for name in sorted(topics)).encode(
+    "ascii", "ignore"
+)
 _STRIDE = 1021  # coprime to the length of nearly any text: no two messages are the same slice
 
 

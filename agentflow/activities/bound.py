@@ -8,7 +8,6 @@ of a tokenizer is an estimate for people, never a bound.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -34,7 +33,13 @@ _MESSAGE_TOKENS = 16  # role marks around a message
 _IMAGE_TOKENS = 24_600
 
 # Fields of `settings.extra` that make the vendor read what is not in the request …
-_SERVER_STATE = ("previous_response_id", "conversation", "prompt", "container", "context_management")
+_SERVER_STATE = (
+    "previous_response_id",
+    "conversation",
+    "prompt",
+    "container",
+    "context_management",
+)
 # … or call tools of its own, as often as it likes, each answer read again.
 _SERVER_TOOLS = ("tools", "mcp_servers", "web_search_options", "fallbacks")
 _LENGTHS = ("max_output_tokens", "max_completion_tokens", "max_tokens")
@@ -126,7 +131,8 @@ def input_tokens(request: ModelRequest) -> int:
 def output_tokens(request: ModelRequest, models: Models, ceiling: Ceiling) -> int | None:
     """Return how many tokens one answer can have at most, or None where nobody says."""
     settings = request.settings
-    given = [settings.extra[n] for n in _LENGTHS if isinstance(settings.extra.get(n), int)]
+    told: list[object] = [settings.extra.get(name) for name in _LENGTHS]
+    given = [length for length in told if isinstance(length, int)]
     if given:
         return max(given)
     if settings.max_output_tokens is not None:
@@ -148,9 +154,7 @@ def _ceiling(request: ModelRequest, models: Models, size: int) -> Ceiling | str:
     tier = settings.extra.get("service_tier") or settings.service_tier
     prices = models.prices
     if isinstance(prices, Ceilings):
-        return prices.ceiling(
-            request.model, at=at, input_tokens=size, tier=tier, context=context
-        )
+        return prices.ceiling(request.model, at=at, input_tokens=size, tier=tier, context=context)
 
     def cost(usage: Usage) -> int | str:
         priced = prices.price(usage, model=request.model, at=at, tier=tier, context=context)
@@ -181,17 +185,12 @@ def _tried(cost: Any, size: int) -> Ceiling | str:
     dear_out = max(one for one in found[len(inputs) :] if isinstance(one, int))
     plain = found[0]
     assert isinstance(plain, int)  # noqa: S101 -- text was returned above
-    return Ceiling(input_pico_usd=-(-dear_in // size), output_pico_usd=-(-(dear_out - plain) // long))
+    return Ceiling(
+        input_pico_usd=-(-dear_in // size), output_pico_usd=-(-(dear_out - plain) // long)
+    )
 
 
 def _unknown(agent: str, reason: str) -> Bound:
     return Bound(
         agent=agent, base_pico_usd=None, base_tokens=None, output_tokens=None, reason=reason
     )
-
-
-def limited(request: ModelRequest, granted: Mapping[str, Any]) -> int | None:
-    """Return the length of the answer under the terms that a budget granted."""
-    own, most = request.settings.max_output_tokens, granted.get("max_output_tokens")
-    known = [n for n in (own, most) if isinstance(n, int)]
-    return min(known, default=None)

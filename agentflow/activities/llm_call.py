@@ -100,6 +100,7 @@ async def _llm_call(request: ModelRequest, ctx: ActivityContext) -> ModelRespons
     models = _models(ctx)
     provider = models.provider(split_model(request.model)[0])
     attempt = _Attempt(models, request, ctx, provider)
+    request = granted(request, ctx)
     call = ProviderCall(
         idempotency_key=ctx.idempotency_key,
         attempt=ctx.attempt,
@@ -123,6 +124,16 @@ async def _llm_call(request: ModelRequest, ctx: ActivityContext) -> ModelRespons
         await attempt.let_go()
         raise
     return attempt.answered(response)
+
+
+def granted(request: ModelRequest, ctx: ActivityContext) -> ModelRequest:
+    """Return *request* under the terms of a budget: its answer may have to be shorter."""
+    most = ctx.granted.get("max_output_tokens")
+    if not isinstance(most, int):
+        return request
+    own = request.settings.max_output_tokens
+    most = most if own is None else min(own, most)
+    return replace(request, settings=replace(request.settings, max_output_tokens=most))
 
 
 async def _resumed(

@@ -11,8 +11,8 @@ import click
 from agentflow.cli import session
 from agentflow.cli.option import Where, where_options
 from agentflow.cli.output import cost_json, cost_line, write_json
-from agentflow.ledger.reports import CostGroup, CostQuery, money, total
 from agentflow.ledger.entries import pico_usd
+from agentflow.ledger.reports import CostGroup, CostQuery, money, total
 
 
 class Usd(click.ParamType[Decimal]):
@@ -40,7 +40,7 @@ class Usd(click.ParamType[Decimal]):
 @click.option("--attempt", type=click.IntRange(min=1), metavar="N", help="Its attempt. [last]")
 @click.option("--id", "id_", metavar="ID", help="The same id is booked once. [a new one]")
 @where_options
-def adjust(  # noqa: PLR0913 -- the options of the command
+def adjust(
     *,
     run_id: str,
     usd: Decimal,
@@ -51,7 +51,7 @@ def adjust(  # noqa: PLR0913 -- the options of the command
     where: Where,
     as_json: bool,
 ) -> None:
-    """Book an amount to a run that was learned later: a credit, an invoice, a settled doubt.
+    """Book an amount that was learned later: a credit, a settled doubt.
 
     The ledger is never edited: the amount is an entry of its own, with who booked it, when and why.
     It is in every total, and named apart.

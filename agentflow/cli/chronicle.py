@@ -143,7 +143,12 @@ def _failed(c: Chronicle, e: ev.ActivityFailed) -> _Told:
 
 
 def _in_doubt(_: Chronicle, e: ev.ActivityInDoubt) -> _Told:
-    what = {"retry": "it is sent again", "ask": "a person is asked", "fail": "it counts as failed"}
+    what = {
+        "resume": "its answer is fetched",
+        "retry": "it is sent again",
+        "ask": "a person is asked",
+        "fail": "it counts as failed",
+    }
     policy = what.get(e.policy, e.policy)
     return "?", f"{short_key(e.key)} attempt {e.attempt} is in doubt: {policy}", "magenta"
 

@@ -40,6 +40,7 @@ from agentflow.ledger.reports import (
 )
 from agentflow.ledger.spending import Spending
 
+_MODELS = 1_000_000  # more than anybody has
 GROUPS: tuple[GroupBy, ...] = ("run", "step", "attempt", "model", "tool", "agent", "tag", "day")
 _GROUPS = 100_000  # more than there are days, tools or agents: a total leaves none out
 
@@ -195,7 +196,7 @@ def spending_lines(spending: Spending) -> list[str]:
     lines = []
     if waste.attempts:
         kinds = [
-            f"{count} {word} ({_usd(amount)})"
+            f"{count} {word}" + (f" ({_usd(amount)})" if amount else "")
             for count, word, amount in (
                 (waste.failed, "failed", waste.failed_pico_usd),
                 (waste.in_doubt, "in doubt", waste.in_doubt_pico_usd),
@@ -304,15 +305,18 @@ def _write(row: LedgerRow) -> None:
     record, priced = row.record, row.record.priced
     model = record.model_served or record.model_asked
     name = f" {record.name}" if record.name else ""
-    call = f"{row.key} attempt {row.attempt}" if row.key else "the run"
+    call = f"{row.key} attempt {row.attempt}" if row.key else "the run as a whole"
     click.echo(f"{call}  {record.kind}{name}  {model}".rstrip())
     facts = [iso(row.at_ms) or "", record.status, span(record.latency_ms)]
     if record.kind == "adjustment":
         facts = [iso(row.at_ms) or "", *([f"by {record.actor}"] if record.actor else [])]
     facts += [f"{word} {value}" for word, value in _named(row) if value]
     click.echo(f"  {' · '.join(facts)}")
-    _lines(priced.lines)
     amount = priced.amount_pico_usd
+    if record.kind == "adjustment":
+        click.echo(f"  = {_usd(amount or 0)}  {priced.reason}")
+        return
+    _lines(priced.lines)
     shown = "unknown" if amount is None else _usd(amount)
     source = " ".join(part for part in (priced.source, priced.version) if part)
     since = f", in force since {priced.price_date}" if priced.price_date else ""

@@ -49,10 +49,11 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "check": ("check", "Find code in workflows that will not replay, without running it."),
         "replay": ("replay", "Run today's code against recorded histories: the deploy gate."),
         "verify": ("audit", "Check the hash chain and every body of a run."),
-        "adjust": (
-            "adjust",
-            "Book an amount to a run that was learned later: a credit, an invoice, a settled doubt.",
+        "reconcile": (
+            "reconcile",
+            "Compare the ledger with the provider's own usage and cost reports.",
         ),
+        "adjust": ("adjust", "Book an amount that was learned later: a credit, a settled doubt."),
         "export": ("audit", "Write a run with its whole history as JSONL."),
         "import": ("audit", "Read a run that was exported."),
         "doctor": ("doctor", "Check the database and this installation."),

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import Any, assert_never
 
 from agentflow.codec import Bodies, Codec, Parts, Payload
@@ -57,6 +58,8 @@ from agentflow.history.failure import Failure, activity_error, encode_failure
 from agentflow.history.history import History
 
 _LOG = logging.getLogger("agentflow.engine")
+_SETTLES = (ev.ActivityCompleted, ev.ActivityFailed, ev.ActivityCancelled, ev.ActivityInDoubt)
+_TRIES = 8  # calls that wait for a budget and ask again whenever another one has settled
 _INTENTS = (ev.ActivityScheduled, ev.TimerStarted, ev.ChildStarted, ev.ApprovalRequested)
 
 
@@ -138,6 +141,7 @@ class Machine:
         self._void_failed: set[str] = set()
         self._late: list[Arrival] = []
         self._to_start: dict[str, Call] = {}
+        self._held: dict[str, tuple[Call, str]] = {}  # refused by a budget: why, in words
         self._timers: dict[str, Call] = {}
         self._backoff: dict[str, Call] = {}
         self._open_calls: dict[str, Call] = {}
@@ -231,8 +235,12 @@ class Machine:
         # An outcome may come a moment before the clock of the worker that recorded the last one.
         now_ms = max(now_ms, self._now_ms)
         late, self._late = self._late, []
+        settled = False
         for arrival in (*late, *arrivals):
             self._arrive(arrival, now_ms)
+            settled = settled or isinstance(arrival.event, _SETTLES)
+        if settled and self._held:  # what they held may be free now, and is before this commits
+            self.try_held(_TRIES if self.in_flight() else None)
         while (due := self._next_due(now_ms)) is not None and self.ending is None:
             self._arrive(Arrival(event=ev.TimerFired(key=due.key)), now_ms)
             if self.parking is not None:
@@ -292,7 +300,11 @@ class Machine:
         return batch
 
     def committed(
-        self, batch: Batch, granted: Mapping[str, dict[str, Any]], refused: Mapping[str, str]
+        self,
+        batch: Batch,
+        granted: Mapping[str, dict[str, Any]],
+        refused: Mapping[str, str],
+        details: Mapping[str, str] = MappingProxyType({}),
     ) -> list[Command]:
         """Take note of a commit; return what may be done now."""
         for mark in batch.parts.on_commit:
@@ -306,23 +318,43 @@ class Machine:
                 call.attempt = start.event.attempt
                 commands.append(StartAttempt(call, call.attempt, granted[call.key]))
             else:
-                self._refuse(call, refused.get(call.key, "unknown"))
+                self._refuse(call, refused.get(call.key, "unknown"), details.get(call.key, ""))
         if self.parking is None:
             self.applied_seq = self.next_seq - 1
         return commands
 
-    def _refuse(self, call: Call, guard: str) -> None:
-        if guard == "approval":
-            # Single use and bound to the exact call: this one is not covered, and code sees it.
-            detail = f"{call.name}: its approval was used before, or is for another call"
+    def _refuse(self, call: Call, guard: str, detail: str) -> None:
+        if guard == "budget_wait":
+            if call.is_wanted or self._keeps_going(call):
+                self._held[call.key] = call, detail
+            return
+        if guard in {"approval", "budget"}:
+            if guard == "approval":
+                # Single use and bound to the exact call: this one is not covered.
+                detail = f"{call.name}: its approval was used before, or is for another call"
             refusal = ev.ActivityRefused(key=call.key, guard=guard, detail=detail)
             self._late.append(Arrival(event=refusal))
             return
         self._to_start[call.key] = call
 
+    @property
+    def is_held(self) -> bool:
+        """Whether calls wait for room in a budget."""
+        return bool(self._held)
+
+    def try_held(self, most: int | None = None) -> None:
+        """Let calls that wait for room in a budget ask again, *most* of them, in turn."""
+        for key in list(self._held)[:most]:
+            self._to_start[key] = self._held.pop(key)[0]
+
+    def marked(self, budget: str, share_percent: int) -> None:
+        """Record, with the next activation, that a soft mark of a budget was passed."""
+        mark = ev.BudgetMarked(budget=budget, share_percent=share_percent)
+        self._late.append(Arrival(event=mark))
+
     # --- one event --------------------------------------------------------------------------
 
-    def _apply(self, event: ev.AnyEvent, arrival: Arrival | None = None) -> bool:  # noqa: C901, PLR0912 -- one arm per event kind, in one place on purpose
+    def _apply(self, event: ev.AnyEvent, arrival: Arrival | None = None) -> bool:  # noqa: C901, PLR0912, PLR0915 -- one arm per event kind, in one place on purpose
         """Apply *event*; return whether code can see it, so that a drain must follow."""
         self.loop.advance(event.time_ms)
         match event:
@@ -383,6 +415,7 @@ class Machine:
                 self.paused = True
             case ev.RunResumed():
                 self.paused = False
+                self.try_held()
                 self._index(event)
             case ev.AttributesSet():
                 self.attributes.update(event.attributes)
@@ -430,6 +463,7 @@ class Machine:
     def _done(self, call: Call) -> None:
         call.state = "done"
         self._to_start.pop(call.key, None)
+        self._held.pop(call.key, None)
         self._backoff.pop(call.key, None)
         self._open_calls.pop(call.key, None)
         self._untold.discard(call.key)
@@ -636,7 +670,8 @@ class Machine:
         if call.fingerprint in self._accepted.get(call.key, ()):
             return True
         definition = self._definition(call)
-        if definition is not None and recorded.payload is not None and _is_same_name(call, recorded):
+        same_name = _is_same_name(call, recorded)
+        if same_name and definition is not None and recorded.payload is not None:
             again = refreshed(definition, recorded.payload, self.codec, self.bodies)
             if (
                 again is not None
@@ -792,6 +827,7 @@ class Machine:
             return
         call.cancel_recorded = True
         self._to_start.pop(call.key, None)
+        self._held.pop(call.key, None)
         if call.kind == "timer":
             self._timers.pop(call.key, None)
             call.state = "done"
@@ -986,6 +1022,8 @@ class Machine:
         words += [
             f"child {c.child_id[:13]}" for c in self._open_calls.values() if c.kind == "child"
         ]
+        budgets = {detail.partition(" needs ")[0]: detail for _, detail in self._held.values()}
+        words += budgets.values()
         if (wake := self.next_wake_ms()) is not None:
             words.append(f"timer {_iso(wake)}")
         return ", ".join(words[:4]) + (", …" if len(words) > 4 else "")  # noqa: PLR2004

@@ -19,7 +19,7 @@ from agentflow.ledger.reports import CostGroup, LedgerRow
 from agentflow.llm.usage import Usage
 
 ReadUsage = Callable[[str, Mapping[str, Any]], Usage | None]
-"""(model, raw usage) → usage, as that provider's adapter reads it; LookupError: nobody knows how."""
+"""(model, raw usage) → usage, as its provider's adapter reads it; LookupError: nobody can."""
 
 _INPUT = {"input", "input_audio", "cache_read"}  # and every cache_write
 _OUTPUT = {"output", "output_audio", "output_reasoning"}

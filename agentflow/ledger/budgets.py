@@ -413,12 +413,12 @@ def _detail(account: Account, needs: Amount) -> str:
             else ""
         )
         return (
-            f"budget {account.label}: needs up to ${_short(needs.pico_usd, up=True)} and has "
+            f"budget {account.label} needs up to ${_short(needs.pico_usd, up=True)} and has "
             f"${_short(max(0, left))} left{held}"
         )
     limit = account.limit_tokens or 0
     left = limit - account.spent_tokens - account.reserved_tokens
-    return f"budget {account.label}: needs up to {needs.tokens} tokens and has {max(0, left)} left"
+    return f"budget {account.label} needs up to {needs.tokens} tokens and has {max(0, left)} left"
 
 
 def _short(amount: int, *, up: bool = False) -> str:

@@ -142,7 +142,16 @@ def usd(amount_pico_usd: int) -> Decimal:
     >>> usd(1_250_000_000_000)
     Decimal('1.25')
     """
-    return (Decimal(amount_pico_usd) / PICO).normalize() + Decimal(0)
+    return plain(EXACT.divide(Decimal(amount_pico_usd), PICO))
+
+
+def plain(value: Decimal) -> Decimal:
+    """Return *value* without trailing zeros, whatever the caller's decimal context is.
+
+    >>> plain(Decimal("1.250"))
+    Decimal('1.25')
+    """
+    return EXACT.add(EXACT.normalize(value), Decimal(0))
 
 
 def pico_usd(amount_usd: Decimal) -> int:

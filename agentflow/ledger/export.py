@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Literal
 
 from agentflow.clock import from_ms
-from agentflow.ledger.entries import EXACT, CostLine, usd
+from agentflow.ledger.entries import EXACT, CostLine, plain, usd
 from agentflow.ledger.overlay import PER
 from agentflow.ledger.reports import LedgerRow
 from agentflow.ledger.rules import vendor_of
@@ -230,7 +230,7 @@ def _tags(entry: LedgerRow) -> str:
 
 
 def _text(value: Decimal | None) -> str | None:
-    return None if value is None else f"{EXACT.normalize(value) + 0:f}"
+    return None if value is None else f"{plain(value):f}"
 
 
 def _pico_text(amount_pico_usd: int | None) -> str | None:

@@ -9,7 +9,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from agentflow.ledger.entries import EXACT, PICO
+from agentflow.ledger.entries import EXACT, PICO, plain
 from agentflow.ledger.overlay import CALL_UNITS, PER, Overlay, discounted, overlaid
 from agentflow.ledger.rules import CACHE_WRITE_12H_FACTOR, Terms, terms, vendor_of
 
@@ -142,7 +142,7 @@ class Sheet:
             return listed, ""
         part, overlay = self.discount
         off = f"{EXACT.normalize(EXACT.multiply(part, 100)):f} % off ({overlay.name})"
-        return EXACT.multiply(listed, 1 - part), off
+        return EXACT.multiply(listed, EXACT.subtract(Decimal(1), part)), off
 
     def _kept_note(self, unit: str) -> str:
         return f"standard price: no {self.terms.name} one is listed" if unit in self.kept else ""
@@ -163,7 +163,7 @@ class Sheet:
             return None
         listed, _ = _at_length(self.standard[unit], length)
         factor = Decimal(1) if unit in CALL_UNITS else self.terms.list_factor
-        return EXACT.normalize(EXACT.divide(EXACT.multiply(listed, factor), PER[unit])) + 0
+        return plain(EXACT.divide(EXACT.multiply(listed, factor), PER[unit]))
 
 
 def snapshot() -> DataSnapshot:
@@ -334,4 +334,4 @@ def _by_unit(
 def _rate(usd: Decimal, note: str, list_usd: Decimal | None) -> Rate:
     pico = EXACT.multiply(usd, PICO)
     whole = int(pico)
-    return Rate(EXACT.normalize(usd) + 0, whole if pico == whole else None, note, list_usd)
+    return Rate(plain(usd), whole if pico == whole else None, note, list_usd)

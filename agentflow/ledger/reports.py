@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from decimal import Decimal
+from html import escape
 from typing import Literal
 
 from agentflow.ledger.entries import AttemptRecord, usd
@@ -204,3 +205,22 @@ class RunCost:
     def __str__(self) -> str:
         """Return the amount and what it covers."""
         return f"{dollars(self.group)} ({coverage(self.group)})"
+
+    def _repr_html_(self) -> str:
+        """Return a small table, which notebooks show."""
+        group = self.group
+        rows = [
+            ("cost", dollars(group)),
+            ("covers", coverage(group)),
+            ("input tokens", f"{group.input_tokens:,}"),
+            ("of them cached", f"{group.cache_read_tokens:,}"),
+            ("output tokens", f"{group.output_tokens:,}"),
+        ]
+        if group.failed:
+            rows.append(("failed", f"{_times(group.failed, 'call')}, {_failed(group)}"))
+        cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows)
+        return f"<table><caption>{escape(group.group)}</caption>{cells}</table>"
+
+
+def _failed(group: CostGroup) -> str:
+    return f"known part {money(group.failed_pico_usd)}"

@@ -103,6 +103,10 @@ class Anthropic(SdkProvider):
             not_sent={} if temperature is None else {"temperature": temperature},
         )
 
+    def longest_answer(self, request: ModelRequest) -> int | None:
+        """Return the `max_tokens` that is sent where the request names none."""
+        return default_max_tokens(model_name(request))
+
     def _assembler(self) -> Assembler:
         return _Stream()
 

@@ -60,8 +60,8 @@ class Patience:
     """
 
     first: timedelta = timedelta(seconds=0.25)
-    factor: float = 1.5
-    longest: timedelta = timedelta(seconds=5)
+    factor: float = 1.3
+    longest: timedelta = timedelta(seconds=2)
     queued: timedelta = timedelta(minutes=10)
     working: timedelta = timedelta(hours=3)
     outage: timedelta = timedelta(minutes=1)

@@ -71,6 +71,8 @@ _TOO_LONG = re.compile(
 )
 _SECRET = re.compile(r"\b(?:sk|pk|rk|key)-[\w*.-]{4,}|(?i:bearer)\s+[\w.*=+/-]{8,}")
 
+_NO_BACKGROUND = re.compile(r"\bbackground\b|zero data retention", re.IGNORECASE)
+
 _COMPACTION = (
     "The conversation is longer than the model's context: compact it (summarise the older "
     "messages, or keep the last ones), or use a model with a larger context."
@@ -255,6 +257,10 @@ def _hint(status: int, words: str, vendor: Vendor, *, broke: bool) -> str:
         return f"The account has no credit left: add some, or use another {vendor.key_setting}."
     if status in {400, 413, 422} and _TOO_LONG.search(words):
         return _COMPACTION
+    if status in {400, 403} and _NO_BACKGROUND.search(words):
+        return (
+            "Switch the background off: AGENTFLOW_BACKGROUND=off (or `ModelSettings.background`)."
+        )
     return {
         401: f"Check {vendor.key_setting}: the key is wrong, expired, or of another account.",
         403: f"The key in {vendor.key_setting} may not do this: check its project, model "

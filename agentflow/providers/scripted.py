@@ -23,7 +23,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
@@ -42,8 +42,8 @@ from agentflow.llm.request import ModelRequest
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.stream import Delta
 from agentflow.llm.usage import Usage
-from agentflow.providers.counts import Counts
 from agentflow.protocols import ProviderCall
+from agentflow.providers.counts import Counts
 from agentflow.providers.exchange import model_name
 from agentflow.sync_point import sync_point
 

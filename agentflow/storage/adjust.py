@@ -13,7 +13,7 @@ from sqlalchemy import bindparam, select
 
 from agentflow.errors import NotFoundError
 from agentflow.protocols import Append, Booking, LedgerWrite, RunRow, Start
-from agentflow.storage import append, runs
+from agentflow.storage import append, runs, till
 from agentflow.storage.ledger import (
     ADJUSTMENT,
     INSERT_ATTEMPT,
@@ -93,6 +93,7 @@ def adjust(tx: Tx, wanted: Adjusting) -> bool:
     tx.many(INSERT_ATTEMPT, [attempt_row(run_pk, n, entry)])
     tx.many(INSERT_DETAIL, [detail_row(run_pk, n, entry.record)])
     tx.many(INSERT_LINE, line_rows_of(run_pk, n, entry.record.priced))
+    till.adjusted(tx, run_pk, entry)
     return True
 
 

@@ -10,11 +10,14 @@ it wrote.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import and_, bindparam, func, select
 
 from agentflow.errors import FencedError, NotFoundError
 from agentflow.history.events import AnyEvent
+from agentflow.ledger.budgets import Refused
 from agentflow.protocols import ENDED, Append, Appended, Message, Start
 from agentflow.storage import approvals, inbox, ledger, runs
 from agentflow.storage.payloads import write_parts
@@ -31,6 +34,7 @@ from agentflow.storage.plan import (
 from agentflow.storage.schema import events
 from agentflow.storage.schema import runs as table
 from agentflow.storage.statement import ByKeys, Hot, Row, Tx, insert_rows
+from agentflow.storage.till import Till
 from agentflow.sync_point import sync_point
 
 STATE_COLUMNS = (
@@ -39,7 +43,7 @@ STATE_COLUMNS = (
     table.c.paused, table.c.cancel, table.c.next_seq, table.c.segment_seq,
     table.c.updated_at_ms, table.c.ended_at_ms, table.c.kill_count, table.c.children,
     table.c.ledger_count, table.c.last_batch_id, table.c.last_answer, table.c.chain_hash,
-    table.c.output_seq, table.c.parent_pk, table.c.parent_key,
+    table.c.output_seq, table.c.parent_pk, table.c.parent_key, table.c.budget, table.c.tags,
 )  # fmt: skip
 STATES = ByKeys(lambda keys: select(*STATE_COLUMNS).where(table.c.pk.in_(keys)))
 INSERT_EVENT = insert_rows(events)
@@ -79,14 +83,17 @@ def append(tx: Tx, appends: Sequence[Encoded]) -> list[Appended | Exception]:
     """Write *appends*; each is answered for itself."""
     answers: dict[int, Appended | Exception] = {}
     planned: list[Planned] = []
-    states = read_states(tx, [e.batch for e in appends])
+    batches = [e.batch for e in appends]
+    states = read_states(tx, batches)
+    till = Till(tx)
+    till.load(states.values(), batches)
     used: set[int] = set()
     for i, encoded in enumerate(appends):
         state = states.get(encoded.batch.run_pk)
         if state is None or state.pk in used or reaches_others(encoded.batch, state):
             continue  # later: it must see what was written before it
         used.add(state.pk)
-        done = decide(tx, encoded, state)
+        done = decide(tx, encoded, state, till)
         if isinstance(done, Planned):
             planned.append(done)
             answers[i] = done.answer
@@ -95,7 +102,8 @@ def append(tx: Tx, appends: Sequence[Encoded]) -> list[Appended | Exception]:
     write(tx, planned)
     for i, encoded in enumerate(appends):
         if i not in answers:
-            answers[i] = append_alone(tx, encoded)
+            answers[i] = append_alone(tx, encoded, till)
+    till.write()
     return [answers[i] for i in range(len(appends))]
 
 
@@ -105,12 +113,13 @@ def reaches_others(batch: Append, state: State) -> bool:
     return bool(batch.children) or (ends and (state.parent_pk is not None or state.children > 0))
 
 
-def append_alone(tx: Tx, encoded: Encoded) -> Appended | Exception:
+def append_alone(tx: Tx, encoded: Encoded, till: Till) -> Appended | Exception:
     """Write one append, whatever it touches."""
     state = read_states(tx, [encoded.batch]).get(encoded.batch.run_pk)
     if state is None:
         return NotFoundError(f"there is no run with the number {encoded.batch.run_pk}")
-    done = decide(tx, encoded, state)
+    till.load([state], [encoded.batch])
+    done = decide(tx, encoded, state, till)
     if not isinstance(done, Planned):
         return done
     write(tx, [done])
@@ -135,20 +144,38 @@ def read_states(tx: Tx, batches: Sequence[Append]) -> dict[int, State]:
     return states
 
 
-def decide(tx: Tx, encoded: Encoded, state: State) -> Planned | Appended | Exception:
+def decide(tx: Tx, encoded: Encoded, state: State, till: Till) -> Planned | Appended | Exception:
     """Return what to write, or the answer where nothing is to be written."""
+    details: dict[str, str] = {}
 
-    def guard(state: State, start: Start) -> str | None:
+    def guard(state: State, start: Start) -> str | dict[str, Any] | None:
         if state.paused:
             return "pause"
         if state.cancel:
             return "cancel"
-        if start.approval_id is None or approvals.use(tx, state.pk, start):
+        if state.budget and not encoded.batch.is_bounded:
+            return "bound"
+        verdict = till.ask(state, start) if state.budget else None
+        if isinstance(verdict, Refused):
+            details[start.event.key or ""] = verdict.detail
+            return "budget" if verdict.is_final else "budget_wait"
+        if start.approval_id is not None and not approvals.use(tx, state.pk, start):
+            return "approval"
+        if verdict is None:
             return None
-        return "approval"
+        till.hold(state, start, verdict)
+        return verdict.terms
 
     early = settle_early(state, encoded.batch)
-    return early if early is not None else plan(encoded, state, tx.now_ms, guard)
+    if early is not None:
+        return early
+    if not state.budget:
+        return plan(encoded, state, tx.now_ms, guard)
+    till.settle(state, encoded.batch)
+    planned = plan(encoded, state, tx.now_ms, guard)
+    marks = tuple(till.marks.pop(state.pk, ()))
+    planned.answer = replace(planned.answer, details=details, marks=marks)
+    return planned
 
 
 def write(tx: Tx, planned: Sequence[Planned]) -> None:

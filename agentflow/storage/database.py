@@ -138,6 +138,10 @@ class Database:
 
     async def write(self, verb: Verb[A, R], argument: A) -> R:
         """Run *verb* on *argument* in the next group; return once it is committed."""
+        return await self.submit(verb, argument)
+
+    def submit(self, verb: Verb[A, R], argument: A) -> asyncio.Future[R]:
+        """Do the same, for callers who do not wait in a task."""
         self.dialect.check_process()
         if self._thread is None:
             msg = "the store is closed"
@@ -145,7 +149,7 @@ class Database:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[R] = loop.create_future()
         self._new_jobs.add(loop, Job(verb, argument, future, loop))
-        return await future
+        return future
 
     def _put(self, jobs: list[Job]) -> None:
         if self._stopped:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic_core import to_json
@@ -37,7 +37,7 @@ ENDS: dict[type[AnyEvent], str] = {
 }
 NOTED = {ApprovalRequested, RunContinued, RunReopened, ActivityCancelRequested, *ENDS}
 UNANSWERED = Appended(next_seq=0)
-Guard = Callable[["State", Start], str | None]
+Guard = Callable[["State", Start], str | dict[str, Any] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class State:
     """A run's row as the append found it, and what the append makes of it.
 
     Attributes:
+        budget: 0 where no budget limits it; else a number that grows with their news.
         waiting: Inbox rows that are not done; only filled where the append asks for it.
         cancel: Whether a cancel message waits that the append does not record.
     """
@@ -80,6 +81,8 @@ class State:
     output_seq: int | None
     parent_pk: int | None
     parent_key: str | None
+    budget: int
+    tags: str | None
     waiting: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -113,6 +116,9 @@ def stored_answer(state: State) -> Appended:
         next_seq=state.next_seq,
         granted=kept.get("granted", {}),
         refused=kept.get("refused", {}),
+        details=kept.get("details", {}),
+        marks=tuple((name, share) for name, share in kept.get("marks", ())),
+        budget=state.budget,
         released=kept.get("released", False),
     )
 
@@ -124,6 +130,10 @@ def answer_text(answer: Appended) -> str | None:
         kept["granted"] = answer.granted
     if answer.refused:
         kept["refused"] = answer.refused
+    if answer.details:
+        kept["details"] = answer.details
+    if answer.marks:
+        kept["marks"] = answer.marks
     if answer.released:
         kept["released"] = True
     return to_json(kept, inf_nan_mode="constants").decode() if kept else None
@@ -228,7 +238,8 @@ class Writer:
 def plan(encoded: Encoded, state: State, now_ms: int, guard: Guard) -> Planned:
     """Return all that the append writes; *state* becomes the run's state after it.
 
-    *guard* has the last word on a start; it may use up an approval.
+    *guard* has the last word on a start: it returns why not, or the terms that it grants. It may
+    use up an approval, and hold money.
     """
     batch = encoded.batch
     writer = Writer(state.pk, state.next_seq, state.time_ms, state.hash, now_ms)
@@ -245,16 +256,24 @@ def plan(encoded: Encoded, state: State, now_ms: int, guard: Guard) -> Planned:
     refused: dict[str, str] = {}
     for start, data in zip(batch.starts, encoded.starts, strict=True):
         key = start.event.key or ""
-        reason = guard(state, start)
-        if reason is None:
-            writer.write(start.event, data)
-            granted[key] = start.event.granted
-        else:
-            refused[key] = reason
+        verdict = guard(state, start)
+        if isinstance(verdict, str):
+            refused[key] = verdict
+            continue
+        event = start.event
+        if verdict:
+            event = replace(event, granted={**event.granted, **verdict})
+        writer.write(event, data_of(event) if verdict else data)
+        granted[key] = event.granted
     waits = bool(state.waiting) and waits_for_record(state, batch)
+    waits = waits or (batch.budget_seen is not None and batch.budget_seen != state.budget)
     released = planned.terminal is not None or (batch.release and not waits)
     planned.answer = Appended(
-        next_seq=writer.seq, granted=granted, refused=refused, released=released
+        next_seq=writer.seq,
+        granted=granted,
+        refused=refused,
+        released=released,
+        budget=state.budget,
     )
     if planned.terminal is not None:
         state.output_seq, state.ended_at_ms = writer.seq - 1, writer.time_ms

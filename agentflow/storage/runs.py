@@ -6,17 +6,18 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Select, bindparam, func, or_, select
+from sqlalchemy import ColumnElement, Select, bindparam, exists, func, or_, select
 
 from agentflow.errors import AmbiguousIdError, InputMismatchError, NotFoundError, UsageError
 from agentflow.history.audit import GENESIS
 from agentflow.history.events import data_of
+from agentflow.ledger.budgets import Limits
 from agentflow.protocols import ENDED, Append, Claimed, Message, NewRun, RunFilter, RunRow
 from agentflow.storage import inbox
 from agentflow.storage.payloads import dumps, stored_payload, write_parts
 from agentflow.storage.plan import State, Writer
-from agentflow.storage.schema import events, run_tags, runs
-from agentflow.storage.statement import ByKeys, Hot, Keys, Row, Tx, const, insert_rows
+from agentflow.storage.schema import budgets, events, run_tags, runs
+from agentflow.storage.statement import ByKeys, Hot, Keys, Row, Tx, const, insert_made, insert_rows
 
 PREFIX_CHARACTERS = 6
 
@@ -30,7 +31,7 @@ ROW_COLUMNS = (
     runs.c.applied_seq, runs.c.epoch, runs.c.owner, runs.c.paused, runs.c.kill_count,
     first.c.data.label("input"), first.c.body.label("input_body"),
     last.c.data.label("output"), last.c.body.label("output_body"),
-    parents.c.id.label("parent_id"), runs.c.parent_key,
+    parents.c.id.label("parent_id"), runs.c.parent_key, runs.c.budget,
 )  # fmt: skip
 ROWS: Select[tuple[object, ...]] = select(*ROW_COLUMNS).select_from(
     runs.join(first, (first.c.run_pk == runs.c.pk) & (first.c.seq == const(1)))
@@ -38,7 +39,14 @@ ROWS: Select[tuple[object, ...]] = select(*ROW_COLUMNS).select_from(
     .outerjoin(parents, parents.c.pk == runs.c.parent_pk)
 )
 ROWS_BY_PK = ByKeys(lambda keys: ROWS.where(runs.c.pk.in_(keys)))
-LAST_PK = Hot(lambda _: select(func.coalesce(func.max(runs.c.pk), const(0))))
+LAST_PK = Hot(
+    lambda _: select(
+        func.coalesce(func.max(runs.c.pk), const(0)),
+        exists().where(budgets.c.run_pk.is_(None)),
+    )
+)
+OF_PROJECTS = Hot(lambda _: select(budgets.c.project).where(budgets.c.run_pk.is_(None)).distinct())
+INSERT_BUDGET = insert_made(budgets, "pk")
 INSERT_RUN = insert_rows(runs)
 INSERT_EVENT = insert_rows(events)
 INSERT_TAG = insert_rows(run_tags)
@@ -63,8 +71,9 @@ ADOPT = Hot(
         parent_pk=bindparam("parent_pk"),
         parent_key=bindparam("parent_key"),
         on_parent_end=bindparam("on_parent_end"),
+        budget=runs.c.budget + bindparam("more"),
     ),
-    "parent_pk", "parent_key", "on_parent_end", "pk_",
+    "parent_pk", "parent_key", "on_parent_end", "more", "pk_",
 )  # fmt: skip
 PARENT = Hot(
     lambda _: select(runs.c.parent_pk, runs.c.output_seq).where(runs.c.pk == bindparam("pk_")),
@@ -115,6 +124,7 @@ def run_row(row: Row) -> RunRow:
         output=stored_payload(row[22], row[23]),
         parent_id=row[24],
         parent_key=row[25],
+        budget=row[26],
     )
 
 
@@ -159,9 +169,16 @@ def existing(tx: Tx, wanted: Iterable[NewRun]) -> dict[tuple[str, str], int]:
     }
 
 
-def insert(tx: Tx, fresh: Iterable[NewRun]) -> dict[tuple[str, str], int]:
-    """Insert runs that do not exist, each with its first event; return their pks."""
-    ((next_pk,),) = tx.rows(LAST_PK)
+def insert(
+    tx: Tx, fresh: Iterable[NewRun], *, is_limited: bool = False
+) -> dict[tuple[str, str], int]:
+    """Insert runs that do not exist, each with its first event; return their pks.
+
+    *is_limited* says that a budget of the parent limits them.
+    """
+    ((next_pk, has_wide),) = tx.rows(LAST_PK)
+    wide = {row[0] for row in tx.rows(OF_PROJECTS)} if has_wide else set()
+    budget_rows: list[Row] = []
     pks: dict[tuple[str, str], int] = {}
     run_rows: list[Row] = []
     event_rows: list[Row] = []
@@ -172,19 +189,32 @@ def insert(tx: Tx, fresh: Iterable[NewRun]) -> dict[tuple[str, str], int]:
         pks[run.project, run.id] = next_pk
         writer = Writer(next_pk, 1, 0, GENESIS, tx.now_ms)
         writer.write(run.started, data_of(run.started))
-        run_rows.append(new_row(run, writer))
+        if run.limits is not None:
+            budget_rows.append(new_budget(run, next_pk, tx.now_ms))
+        budget = int(is_limited or run.limits is not None or run.project in wide)
+        run_rows.append(new_row(run, writer, budget))
         event_rows += writer.rows
         tag_rows += [(tag, next_pk) for tag in dict.fromkeys(run.tags)]
         written.append(run.parts)
     tx.many(INSERT_RUN, run_rows)
     tx.many(INSERT_EVENT, event_rows)
     tx.many(INSERT_TAG, tag_rows)
+    tx.many(INSERT_BUDGET, budget_rows)
     write_parts(tx, written)
     tx.news = tx.news or bool(run_rows)
     return pks
 
 
-def new_row(run: NewRun, writer: Writer) -> Row:
+def new_budget(run: NewRun, run_pk: int, now_ms: int) -> Row:
+    """Return the budget of a new run and of the runs that it will start."""
+    limits = run.limits or Limits()
+    return (
+        run.project, "tree", run.id, run_pk, limits.pico_usd, limits.tokens,
+        0, 0, 0, 0, 0, 0, limits.on_exhausted or "pause", 0, 0, now_ms,
+    )  # fmt: skip
+
+
+def new_row(run: NewRun, writer: Writer, budget: int) -> Row:
     """Return all columns of a new run."""
     parent_pk, parent_key = run.parent or (None, None)
     return (
@@ -194,7 +224,7 @@ def new_row(run: NewRun, writer: Writer) -> Row:
         writer.time_ms, writer.time_ms, None, run.start_at_ms,
         2, 0, 1, 0, None, 0, 0, 0, 0, 0,
         None, None, writer.hash, None,
-        parent_pk, parent_key, run.on_parent_end,
+        parent_pk, parent_key, run.on_parent_end, budget,
     )  # fmt: skip
 
 
@@ -212,7 +242,8 @@ def insert_children(tx: Tx, parent: State, batch: Append) -> None:
         pk = known.get((child.project, child.id))
         if pk is not None:
             adopt(tx, parent, child, pk)
-    insert(tx, [c for c in children if (c.project, c.id) not in known])
+    new = [c for c in children if (c.project, c.id) not in known]
+    insert(tx, new, is_limited=parent.budget > 0)
 
 
 def adopt(tx: Tx, parent: State, child: NewRun, pk: int) -> None:
@@ -227,7 +258,7 @@ def adopt(tx: Tx, parent: State, child: NewRun, pk: int) -> None:
         msg = f"run {child.id} is the child of another run"
         raise InputMismatchError(msg)
     key = child.parent[1] if child.parent else ""
-    tx.run(ADOPT, parent.pk, key, child.on_parent_end, pk)
+    tx.run(ADOPT, parent.pk, key, child.on_parent_end, int(parent.budget > 0), pk)
     if row.status in ENDED:
         message = Message(
             id=f"child:{pk}:{output_seq}:{parent.next_seq}",

@@ -21,9 +21,10 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-# Partial indexes name SQLite's option only: SQLAlchemy would load the whole PostgreSQL dialect, 20 ms,
-# to check an option of that name. A dialect of PostgreSQL copies it into its own.
-SCHEMA_VERSION = 3
+# Partial indexes name the option of SQLite only: for another, SQLAlchemy would load the dialect of
+# PostgreSQL (20 ms) just to check the name.
+# A dialect for it copies these conditions.
+SCHEMA_VERSION = 4
 
 METADATA = MetaData()
 Number = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER can be SQLite's rowid
@@ -62,6 +63,8 @@ runs = Table(
     Column("parent_pk", Number),
     Column("parent_key", Text),
     Column("on_parent_end", Text),
+    # 0 = no budget limits it; else a number that grows whenever one of its budgets has news
+    Column("budget", Number, nullable=False, server_default="0"),
     UniqueConstraint("project", "id"),
 )
 Index(
@@ -249,6 +252,63 @@ stream_items = Table(
     Column("item", Text, nullable=False),  # JSON of one llm.stream.StreamItem
     Index("stream_items_of_run", "run_pk", "row"),
     sqlite_autoincrement=True,  # rows are deleted, and their numbers must never come back
+)
+
+# Amounts are pico-USD and tokens. Invariant: spent + reserved <= limit, overruns of providers
+# (`over_pico_usd`) excepted.
+budgets = Table(
+    "budgets",
+    METADATA,
+    Column("pk", Number, primary_key=True, autoincrement=True),
+    Column("project", Text, nullable=False),
+    Column("scope", Text, nullable=False),  # run | tree | agent | tag | day
+    Column("name", Text, nullable=False),
+    Column("run_pk", Number),  # of the scopes run and tree; None = the whole project's
+    Column("limit_pico_usd", Number),
+    Column("limit_tokens", Number),
+    Column("spent_pico_usd", Number, nullable=False),
+    Column("spent_tokens", Number, nullable=False),
+    Column("reserved_pico_usd", Number, nullable=False),
+    Column("reserved_tokens", Number, nullable=False),
+    Column("doubtful_pico_usd", Number, nullable=False),  # part of spent: bounds, cost unknown
+    Column("over_pico_usd", Number, nullable=False),  # billed beyond the bound
+    Column("on_exhausted", Text, nullable=False),
+    Column("marked_percent", Integer, nullable=False),
+    Column("waiters", Integer, nullable=False),  # whether runs may wait in budget_waits
+    Column("created_at_ms", Number, nullable=False),
+    UniqueConstraint("project", "scope", "name"),
+)
+Index(
+    "budgets_run",
+    budgets.c.run_pk,
+    sqlite_where=budgets.c.run_pk.is_not(None),
+)
+
+# What is held for attempts in flight, and (doubtful) the bounds that count as spent.
+reservations = Table(
+    "reservations",
+    METADATA,
+    Column("run_pk", Number, nullable=False),
+    Column("key", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("budget_pk", Number, nullable=False),
+    Column("amount_pico_usd", Number, nullable=False),
+    Column("amount_tokens", Number, nullable=False),
+    Column("doubtful", Integer, nullable=False),
+    PrimaryKeyConstraint("run_pk", "key", "attempt", "budget_pk"),
+    sqlite_with_rowid=False,
+)
+
+# Runs with calls that did not fit, and the least that one of those calls needs.
+budget_waits = Table(
+    "budget_waits",
+    METADATA,
+    Column("budget_pk", Number, nullable=False),
+    Column("run_pk", Number, nullable=False),
+    Column("amount_pico_usd", Number, nullable=False),
+    Column("amount_tokens", Number, nullable=False),
+    PrimaryKeyConstraint("budget_pk", "run_pk"),
+    sqlite_with_rowid=False,
 )
 
 schema_table = Table(

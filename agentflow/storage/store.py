@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -11,6 +13,7 @@ from sqlalchemy import Connection
 from agentflow.clock import Clock, SystemClock
 from agentflow.codec import Cipher, MessageNode, Parts
 from agentflow.history.events import AnyEvent
+from agentflow.ledger.budgets import Budget
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
 from agentflow.ledger.spending import Spending
 from agentflow.llm.stream import StreamItem
@@ -19,6 +22,7 @@ from agentflow.protocols import (
     Appended,
     Approval,
     Booking,
+    BudgetChange,
     Checkup,
     Claimed,
     InboxRow,
@@ -34,6 +38,7 @@ from agentflow.storage import (
     append,
     approvals,
     audit,
+    budgets,
     doctor,
     history,
     inbox,
@@ -51,6 +56,7 @@ from agentflow.storage.schema import SCHEMA_VERSION
 from agentflow.sync_point import sync_point
 
 SEND = each(inbox.send)
+SET_BUDGET = each(budgets.set_)
 DECIDE = each(approvals.decide)
 CLAIM = each(runs.claim)
 RELEASE = each(runs.release)
@@ -223,6 +229,16 @@ class SqlStore:
         """Record amounts as a run that has ended; an id that exists is returned, not written."""
         return await self._db.write(BOOK, booking)
 
+    # -- budgets
+
+    async def set_budget(self, wanted: BudgetChange) -> Budget:
+        """Make or change a budget; calls that waited for room in it are tried again."""
+        return await self._db.write(SET_BUDGET, wanted)
+
+    async def budgets(self, project: str, *, run_id: str | None = None) -> list[Budget]:
+        """Return the budgets of a project, or those that limit one run."""
+        return await self._db.read(lambda tx: budgets.listed(tx, project, run_id))
+
     # -- verbs of the auditor
 
     async def verify(self, run_pk: int, cipher: Cipher) -> list[str]:
@@ -281,14 +297,13 @@ class SqlStore:
         """Let parked runs of these statuses be claimed once more; return their number."""
         return await self._db.write(WAKE_PARKED, statuses)
 
-    async def append(self, batch: Append) -> Appended:
+    def append(self, batch: Append) -> asyncio.Future[Appended]:
         """Write one activation, fenced."""
-        answer = await self._db.write(append.append, encode(batch))
-        if not answer.inbox_first:
-            committed(batch.parts)
-            for child in batch.children:
-                committed(child.parts)
-        return answer
+        future: asyncio.Future[Appended] = self._db.submit(append.append, encode(batch))
+        made = [batch.parts, *(child.parts for child in batch.children)]
+        if any(parts.on_commit for parts in made):
+            future.add_done_callback(functools.partial(appended, made))
+        return future
 
     async def inbox(self, run_pks: Sequence[int]) -> list[InboxRow]:
         """Return the messages of these runs, oldest first."""
@@ -303,3 +318,11 @@ def committed(parts: Parts) -> None:
     """Tell the makers of *parts* that the store has them."""
     for mark in parts.on_commit:
         mark()
+
+
+def appended(made: Sequence[Parts], answer: asyncio.Future[Appended]) -> None:
+    """Do the same for an append, if it was written."""
+    if answer.cancelled() or answer.exception() is not None or answer.result().inbox_first:
+        return
+    for parts in made:
+        committed(parts)

@@ -40,7 +40,16 @@ NODES = ByKeys(
     lambda keys: select(nodes.c.id, nodes.c.parent, nodes.c.digest).where(nodes.c.id.in_(keys))
 )
 DIGEST = re.compile(rb'"([0-9a-f]{64})"')
-LOCAL = {"pk", "owner", "last_batch_id", "last_answer", "parent_pk", "wake_at_ms", "epoch"}
+LOCAL = {
+    "pk",
+    "owner",
+    "last_batch_id",
+    "last_answer",
+    "parent_pk",
+    "wake_at_ms",
+    "epoch",
+    "budget",
+}
 Line = dict[str, Any]
 
 

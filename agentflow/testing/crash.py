@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from agentflow.engine.definitions import Workflow
-from agentflow.errors import RunFailedError
+from agentflow.errors import RunFailedError, RunParkedError
 from agentflow.protocols import Store
 from agentflow.testing.clock import ManualClock
 from agentflow.testing.stage import Operator, Stage, blocking, result_of
@@ -154,7 +154,7 @@ class _Trials:
         run = await flow.start(self._workflow, *self._args, id=_RUN, **self._kwargs)
         try:
             return await result_of(flow, run, self._operate)
-        except RunFailedError as e:
+        except (RunFailedError, RunParkedError) as e:
             return e.message
 
     def problems(self) -> list[str]:

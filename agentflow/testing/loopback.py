@@ -195,13 +195,18 @@ class LoopbackServer:
         with self._lock:
             self._kept[response.id] = response, record
 
+    def lose(self) -> None:
+        """Forget every response in the background, as a vendor does after its time."""
+        with self._lock:
+            self._kept.clear()
+
     def look(self, what: str, id: str) -> tuple[KeptResponse, int | None] | None:
         """Count a look at a response; return it, if it is there, and the status to fail with."""
         with self._lock:
             before = sum(found == id for kind, found in self._looks if kind != "cancel")
             self._looks.append((what, id))
             found = self._kept.get(id)
-        if found is None or found[0].fault.vanishes:
+        if found is None:
             return None
         response, record = found
         if what == "cancel":

@@ -17,8 +17,9 @@ Everything is imported when it is first used: a suite without workflows pays not
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _OPTION = "--agentflow-replay-every-event"
 _MARK = "agentflow_replay_every_event"
-_OTHER_RUNNERS = ("asyncio", "anyio", "trio")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,7 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the mark."""
+    """Register the mark, and what runs ``async def`` tests."""
+    config.pluginmanager.register(_Runner(), "agentflow-runner")
     config.addinivalue_line(
         "markers", f"{_MARK}: rebuild each run from its store after every commit of this test"
     )
@@ -76,9 +77,9 @@ def flow(request: pytest.FixtureRequest, stage: Stage) -> Stage:
     """An open flow on `stage`, for ``async def`` tests; they run on an event loop of their own."""
     if not inspect.iscoroutinefunction(request.function):
         pytest.fail("`flow` is for `async def` tests; take `stage` in a plain one", pytrace=False)
-    if _runner_of(request.node) is not None:
-        pytest.fail(f"drop the mark {_runner_of(request.node)!r}: `flow` brings its own event loop",
-                    pytrace=False)  # fmt: skip
+    for mark in ("asyncio", "trio"):  # they have wrapped the test before we can
+        if request.node.get_closest_marker(mark):
+            pytest.fail(f"drop the mark {mark!r}: `flow` brings an event loop", pytrace=False)
     return stage  # opened in pytest_pyfunc_call, on the test's own event loop
 
 
@@ -88,27 +89,41 @@ def scripted(stage: Stage) -> Callable[..., str]:
     return stage.script
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run an ``async def`` test that takes `flow`."""
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Open `flow` around an ``async def`` test, on whichever event loop runs it."""
     test = pyfuncitem.obj
-    if "flow" not in pyfuncitem.fixturenames or not inspect.iscoroutinefunction(test):
-        return None
-    if _runner_of(pyfuncitem) is not None:
-        return None
     given: dict[str, Any] = pyfuncitem.funcargs
-    names = inspect.signature(test).parameters
-    arguments = {name: given[name] for name in names if name in given}
-    asyncio.run(_run(test, given["flow"], arguments))
-    return True
+    if _needs_flow(pyfuncitem):
+        pyfuncitem.obj = _opened(test, given["flow"])
+    try:
+        return (yield)
+    finally:
+        pyfuncitem.obj = test
 
 
-async def _run(test: Callable[..., Any], stage: Stage, arguments: dict[str, Any]) -> None:
-    async with stage.open() as opened:
-        if "flow" in arguments:
-            arguments["flow"] = opened
-        await test(**arguments)
+def _needs_flow(item: pytest.Function) -> bool:
+    return "flow" in item.fixturenames and inspect.iscoroutinefunction(item.obj)
 
 
-def _runner_of(item: pytest.Item) -> str | None:
-    return next((name for name in _OTHER_RUNNERS if item.get_closest_marker(name)), None)
+def _opened(test: Callable[..., Any], stage: Stage) -> Callable[..., Any]:
+    @functools.wraps(test)
+    async def opened(**arguments: Any) -> None:
+        async with stage.open() as flow:
+            if "flow" in arguments:
+                arguments["flow"] = flow
+            await test(**arguments)
+
+    return opened
+
+
+class _Runner:
+    """Runs ``async def`` tests that take `flow`, where no other plugin does."""
+
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
+        if not _needs_flow(pyfuncitem):
+            return None
+        given: dict[str, Any] = pyfuncitem.funcargs
+        names = inspect.signature(pyfuncitem.obj).parameters
+        asyncio.run(pyfuncitem.obj(**{name: given[name] for name in names if name in given}))
+        return True

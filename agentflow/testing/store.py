@@ -86,7 +86,7 @@ class MortalStore:
             return found
         return _quietly if name == "release" else self._never
 
-    async def append(self, batch: Append) -> Appended:
+    async def append(self, batch: Append) -> Any:
         """Write one activation, unless this is where the process dies."""
         if self.death.is_set():
             return await self._never()

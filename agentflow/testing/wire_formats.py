@@ -37,7 +37,6 @@ class Fault:
         pause_seconds: Wait so long, in seconds, before each event of a stream.
         no_usage: Leave the usage out.
         stuck: A response in the background stays in the queue for ever.
-        vanishes: A response in the background is unknown when it is looked for.
         looks: Statuses with which the first looks at it are answered; 0 = hang up.
     """
 
@@ -51,7 +50,6 @@ class Fault:
     pause_seconds: float = 0.0
     no_usage: bool = False
     stuck: bool = False
-    vanishes: bool = False
     looks: tuple[int, ...] = ()
 
 

@@ -149,9 +149,12 @@ class Attempt:
             key=call.key,
             attempt=self.number,
             idempotency_key=ids.idempotency_key(
-                scope.project, scope.run_id, call.key, segment=scope.segment,
+                scope.project,
+                scope.run_id,
+                call.key,
+                segment=scope.segment,
                 fingerprint=call.recorded_fingerprint,
-            ),  # fmt: skip
+            ),
             fencing_token=scope.epoch,
             resources=self._house.resources,
             tags=scope.tags,

@@ -8,13 +8,16 @@ new, and starts side effects only when the store has said that their intent is c
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from agentflow import ids
+from agentflow.activities.bound import bound_of
 from agentflow.activities.doubt import doubt_record
+from agentflow.activities.llm_call import MODELS
 from agentflow.clock import Clock, from_ms
 from agentflow.codec import Codec
 from agentflow.engine.calls import Call
@@ -40,6 +43,7 @@ from agentflow.errors import (
 )
 from agentflow.history import events as ev
 from agentflow.history.history import cut, history_of
+from agentflow.ledger.budgets import Bound
 from agentflow.protocols import (
     PARKED,
     Append,
@@ -92,6 +96,17 @@ class House:
     store_patience: int = 12
 
 
+@dataclass(slots=True)
+class _Commit:
+    """A batch on its way into the store."""
+
+    machine: Machine
+    batch: Batch
+    append: Append
+    reload: bool
+    tries: int = 0
+
+
 class Runner:
     """One run that this worker owns.
 
@@ -109,13 +124,17 @@ class Runner:
         self._seen_rows: set[int] = set()
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._helpers: set[asyncio.Task[Any]] = set()
+        self._answer: asyncio.Future[Appended] | None = None
         self._appending = False
         self._scheduled = False
         self._gone = False
         self._stopping = False
         self._end_by_ms: int | None = None
         self._status: RunStatus = row.status
-        self._operator: ev.CancelRequested | ev.RunResumed | None = None  # what a parked run is told
+        self._budget = row.budget  # 0: no budget limits the run, as far as is known
+        self._bounds: dict[str, Bound | None] = {}
+        # What a parked run is told, kept until its attempts in flight have ended.
+        self._operator: ev.CancelRequested | ev.RunResumed | None = None
         self._loop = asyncio.get_running_loop()
         self._next_seq = row.next_seq  # as of the last commit
         self._applied_seq = row.applied_seq
@@ -226,7 +245,8 @@ class Runner:
         if machine is None or machine.parking is not None or row.next_seq != machine.next_seq:
             self.drop()
             return False
-        self.row, self._gone = row, False
+        self.row, self._gone, self._budget = row, False, row.budget
+        machine.try_held()
         self.poke()
         return True
 
@@ -359,7 +379,7 @@ class Runner:
         wake = machine.next_wake_ms()
         if machine.has_late:
             return "running", 0
-        return ("paused" if machine.paused else "waiting"), wake
+        return ("paused" if machine.paused or machine.is_held else "waiting"), wake
 
     def _write_end(self, machine: Machine, now: int) -> None:
         if self._end_by_ms is None:
@@ -409,7 +429,12 @@ class Runner:
             batch_id=ids.new_batch_id(),
             facts=batch.facts,
             starts=[
-                Start(event=s.event, approval_id=s.approval_id, call_digest=s.call.fingerprint)
+                Start(
+                    event=s.event,
+                    approval_id=s.approval_id,
+                    call_digest=s.call.fingerprint,
+                    bound=self._bound(s.call) if self._budget else None,
+                )
                 for s in batch.starts
             ],
             parts=batch.parts,
@@ -424,9 +449,23 @@ class Runner:
             inbox_done=batch.inbox_done,
             ledger=[*batch.ledger, *self._doubtful(machine, batch)],
             progress=batch.progress,
+            is_bounded=self._budget > 0,
+            budget_seen=self._budget if release and machine.is_held else None,
         )
         self._appending = True
-        self._spawn(self._commit(machine, batch, append, reload=reload))
+        self._commit(_Commit(machine, batch, append, reload))
+
+    def _bound(self, call: Call) -> Bound | None:
+        """Return what an attempt may cost at most; worked out once per call."""
+        asked = call.activity_call
+        if asked is None:
+            return None
+        models = self._house.attempts.resources.get(MODELS)
+        if call.provider_ref and asked.activity.options.resumes:
+            return bound_of(asked, models, resumes=True)
+        if call.key not in self._bounds:
+            self._bounds[call.key] = bound_of(asked, models)
+        return self._bounds[call.key]
 
     def _doubtful(self, machine: Machine, batch: Batch) -> list[LedgerWrite]:
         """Return ledger entries of attempts that this batch says are in doubt."""
@@ -480,36 +519,39 @@ class Runner:
             on_parent_end=child.on_parent_end,
         )
 
-    async def _commit(
-        self, machine: Machine, batch: Batch, append: Append, *, reload: bool
-    ) -> None:
-        """Append, with the same batch id however often it takes; then go on in a callback."""
-        sync_point("append.before")
-        for tries in range(self._house.store_patience + 1):
-            try:
-                answer = await self._house.store.append(append)
-                break
-            except FencedError as e:
-                self._lost(e)
-                return
-            except StoreError as e:
-                if tries == self._house.store_patience:
-                    self._house.on_broken(e)
-                    return
-                extra = {"run_id": self.row.id, "error": str(e), "try": tries + 1}
-                _LOG.warning("append failed, trying again", extra=extra)
-                await asyncio.sleep(_RETRY_SECONDS[min(tries, len(_RETRY_SECONDS) - 1)])
-            except AgentflowError as e:  # a child's id is taken, say: the run's own fault
-                self._cannot_go_on(e)
-                return
-        else:
+    def _commit(self, commit: _Commit) -> None:
+        """Append, with the same batch id however often it takes; `_answered` goes on."""
+        if self._gone:
             return
-        sync_point("append.after")
-        self._loop.call_soon(self._guarded, self._committed, machine, batch, append, answer, reload)
+        sync_point("append.before")
+        # No task where the store answers with a future: this is done once per activity.
+        self._answer = asyncio.ensure_future(self._house.store.append(commit.append))
+        self._answer.add_done_callback(functools.partial(self._answered, commit))
 
-    def _committed(
-        self, machine: Machine, batch: Batch, append: Append, answer: Appended, reload: bool
-    ) -> None:
+    def _answered(self, commit: _Commit, answer: asyncio.Future[Appended]) -> None:
+        if answer.cancelled():
+            return
+        error = answer.exception()
+        if self._gone:
+            return
+        if error is None:
+            sync_point("append.after")
+            self._guarded(self._committed, commit, answer.result())
+        elif isinstance(error, FencedError):
+            self._lost(error)
+        elif isinstance(error, StoreError) and commit.tries < self._house.store_patience:
+            wait = _RETRY_SECONDS[min(commit.tries, len(_RETRY_SECONDS) - 1)]
+            commit.tries += 1
+            extra = {"run_id": self.row.id, "error": str(error), "try": commit.tries}
+            _LOG.warning("append failed, trying again", extra=extra)
+            self._loop.call_later(wait, self._commit, commit)
+        elif isinstance(error, AgentflowError) and not isinstance(error, StoreError):
+            self._cannot_go_on(error)  # a child's id is taken, say: the run's own fault
+        else:
+            self._house.on_broken(error)
+
+    def _committed(self, commit: _Commit, answer: Appended) -> None:
+        machine, batch, append = commit.machine, commit.batch, commit.append
         self._appending = False
         if self._gone:
             return
@@ -519,12 +561,13 @@ class Runner:
             self._house.ask_inbox(self.row.pk)
             return
         self._applied_seq = append.applied_seq
-        commands = machine.committed(batch, answer.granted, answer.refused)
+        commands = machine.committed(batch, answer.granted, answer.refused, answer.details)
+        asks_again = self._heed_budget(machine, append, answer)
         sync_point("append.after_noted")
         if append.status != self._status or append.status not in {"running", "pending"}:
             self._status = append.status
             self._house.on_status(self.row.pk, append.status)
-        if reload:
+        if commit.reload:
             self._reload(answer, append)
             return
         if answer.released:
@@ -535,13 +578,29 @@ class Runner:
             self._house.ask_inbox(self.row.pk)
         for command in commands:
             self._do(command)
-        if self._arrivals or machine.has_late or (not self._attempts and machine.ending is not None):
+        idle = not self._attempts and (machine.ending is not None or machine.is_held)
+        if self._arrivals or machine.has_late or asks_again or idle:
             self._step()
         elif not self._attempts:
             self._sleep_until(machine.next_wake_ms())
         else:
             wakes = [t for t in (machine.next_wake_ms(), self._end_by_ms) if t is not None]
             self._sleep_until(min(wakes, default=None))
+
+    def _heed_budget(self, machine: Machine, append: Append, answer: Appended) -> bool:
+        """Take note of what budgets say; return whether calls are to ask again at once."""
+        if not answer.budget:
+            return False
+        self._budget = answer.budget
+        for key in answer.granted:
+            self._bounds.pop(key, None)
+        for name, share in answer.marks:
+            machine.marked(name, share)
+        seen = append.budget_seen
+        if seen is not None and seen != answer.budget and not answer.released:
+            machine.try_held()  # there were news between their refusal and now
+            return True
+        return "bound" in answer.refused.values()
 
     def _reload(self, answer: Appended, append: Append) -> None:
         sync_point("segment.before_reload")

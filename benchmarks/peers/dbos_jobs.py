@@ -9,6 +9,7 @@ import asyncio
 import os
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -33,7 +34,7 @@ async def gate() -> None:
     if ARGS.mode == "record":
         report(ready=True)
         await asyncio.sleep(3600)
-    report(start_to_new_ms=age_seconds() * 1e3, rss_mb=rss_mb())
+    report(start_to_new_ms=age_seconds() * 1e3, cpu_ms=cpu_seconds() * 1e3, rss_mb=rss_mb())
     sys.stdout.flush()
     os._exit(0)
 
@@ -91,7 +92,7 @@ async def conversation() -> None:
     handle = await DBOS.start_workflow_async(chat, ARGS.turns)
     await handle.get_result()
     wall, cpu = time.perf_counter() - began, cpu_seconds() - cpu
-    steps = [b - a for a, b in zip(_times, _times[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(_times)]
     DBOS.destroy()
     size = disk_bytes(ARGS.db)
     report(

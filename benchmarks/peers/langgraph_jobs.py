@@ -29,12 +29,16 @@ _EDGE = 40
 
 
 class Count(TypedDict):
+    """State of the counting graph."""
+
     i: int
     n: int
     total: int
 
 
 class Chat(TypedDict):
+    """State of the conversation."""
+
     messages: Annotated[list[tuple[str, str]], operator.add]
 
 
@@ -56,7 +60,7 @@ async def gate() -> None:
     if ARGS.mode == "record":
         report(ready=True)
         await asyncio.sleep(3600)
-    report(start_to_new_ms=age_seconds() * 1e3, rss_mb=rss_mb())
+    report(start_to_new_ms=age_seconds() * 1e3, cpu_ms=cpu_seconds() * 1e3, rss_mb=rss_mb())
     os._exit(0)
 
 

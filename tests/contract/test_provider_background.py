@@ -211,11 +211,11 @@ def test_an_outage_leaves_the_answer_for_the_next_attempt() -> None:
         assert len(server.requests) == 1
 
 
-@pytest.mark.parametrize("fault", [Fault(vanishes=True), Fault(stuck=True)])
+@pytest.mark.parametrize("known", [False, True])
 @both_ways
-def test_a_lost_answer_is_said_to_be_lost(fault: Fault, *, stream: bool) -> None:
+def test_a_lost_answer_is_said_to_be_lost(*, known: bool, stream: bool) -> None:
     """Unknown to the vendor, or in its queue for ever."""
-    with LoopbackServer([Answer(text=TEXT, fault=fault)]) as server:
+    with LoopbackServer([Answer(text=TEXT, fault=Fault(stuck=True))]) as server:
         ref: list[str] = []
 
         async def lose(asked: Asked) -> None:
@@ -226,12 +226,14 @@ def test_a_lost_answer_is_said_to_be_lost(fault: Fault, *, stream: bool) -> None
             ref.append(asked.ref)
 
         talk(server, lose)
+        if not known:
+            server.lose()
         with pytest.raises(ResponseLostError) as caught:
             talk(server, lambda a: a.resume(ref[0]), stream=stream)
 
         assert caught.value.in_flight is False
         assert len(server.requests) == 1
-        assert (("cancel", ref[0]) in server.looks) is fault.stuck
+        assert (("cancel", ref[0]) in server.looks) is known
 
 
 @both_ways
@@ -313,6 +315,18 @@ def test_who_decides(
     provider = OpenAIResponses(sdk, background=project)
 
     assert provider.keeps(ask(RESPONSES, settings=settings)) is expected
+
+
+def test_an_account_that_may_not_store_is_told_what_to_switch() -> None:
+    """Some organisations keep nothing with the vendor, and cannot use the background."""
+    error = {"message": "Background mode is not supported with Zero Data Retention."}
+    fault = Fault(status=400, body={"error": error})
+    with LoopbackServer([Answer(fault=fault)]) as server:
+        with pytest.raises(ProviderError) as caught:
+            talk(server, lambda a: a.complete())
+
+        assert "AGENTFLOW_BACKGROUND=off" in caught.value.hint
+        assert caught.value.retryable is False
 
 
 def test_who_can_fetch() -> None:

@@ -191,4 +191,6 @@ def _paid_twice(facts: StoreFacts, paid: int) -> list[str]:
     events = [event for run in facts.runs for event in run.events]
     wanted = sum(isinstance(e, ev.ActivityCompleted) for e in events)
     lost = sum(isinstance(e, ev.ActivityInDoubt) and e.provider_ref is None for e in events)
-    return [f"a kept answer was paid {paid} times, for {wanted} calls"] if paid > wanted + lost else []
+    return (
+        [f"a kept answer was paid {paid} times, for {wanted} calls"] if paid > wanted + lost else []
+    )

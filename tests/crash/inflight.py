@@ -26,6 +26,7 @@ from agentflow.providers.openai_chat import OpenAIChat
 from agentflow.providers.openai_responses import OpenAIResponses
 from agentflow.sync_point import arm
 from agentflow.testing.loopback import Answer
+from agentflow.worker.worker import WorkerOptions
 
 KINDS: dict[str, str] = {
     "background": "openai:gpt-6-sol",
@@ -111,6 +112,7 @@ async def _work(life: Life) -> None:
             durability="process",
             providers=[_provider(life)],
             prices=Free(),
+            worker=WorkerOptions(quarantine_after=0),
         ) as flow,
     ):
         await (await flow.get("r")).result()

@@ -27,7 +27,7 @@ def silent_repeat() -> None:
         for call in machine.doubts():
             machine.start_again(call)
 
-    Machine.recover = recover  # type: ignore[method-assign]
+    Machine.recover = recover  # type: ignore[method-assign, assignment]
 
 
 def early_start() -> None:
@@ -42,7 +42,7 @@ def early_start() -> None:
     def committed_late(machine: Machine, *args: Any) -> list[Any]:
         return [c for c in committed(machine, *args) if not isinstance(c, StartAttempt)]
 
-    Runner._append = append_early  # type: ignore[method-assign]
+    Runner._append = append_early  # type: ignore[method-assign, assignment]
     Machine.committed = committed_late  # type: ignore[method-assign, assignment]
 
 
@@ -55,7 +55,7 @@ def count_in_memory() -> None:
         for call in machine.calls.values():
             call.attempt = 0
 
-    Machine.replay = forgetful  # type: ignore[method-assign]
+    Machine.replay = forgetful  # type: ignore[method-assign, assignment]
 
 
 def eager_inbox() -> None:
@@ -81,7 +81,7 @@ def unfinished_business() -> None:
         machine._untold.clear()
         recover(machine, now_ms)
 
-    Machine.recover = deaf  # type: ignore[method-assign]
+    Machine.recover = deaf  # type: ignore[method-assign, assignment]
 
 
 PLANTS: dict[str, Callable[[], None]] = {

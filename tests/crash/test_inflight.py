@@ -146,6 +146,13 @@ def assert_sound(trial: Trial) -> None:
         pieces = [i for i in items if not i.reset]
         assert [i.offset for i in pieces] == list(range(len(pieces)))
         assert [i.reset for i in items[:1]] == [number > 1]
+    # What was shown just before a kill may not have got out; the attempt that came through has.
+    last = [_text(attempts[place]) for place in dict(sorted(attempts)).items()]
+    assert not last or TURNS[1].text in last
+
+
+def _text(items: Sequence[StreamItem]) -> str:
+    return "".join(i.delta.text for i in items if i.delta is not None)
 
 
 WHOLE_OF_BACKGROUND = [

@@ -186,7 +186,6 @@ _HINTS = {
     "ProviderError": "The message is the vendor's; `status` and `request_id` are in `data`.",
     "StoreError": "Run `agentflow doctor`.",
     "FencedError": "Nothing: the other worker goes on.",
-    "BudgetError": "Budgets are not part of this version.",
 }
 
 

@@ -31,6 +31,7 @@ def test_the_nearest_word_wins(tmp_path: Path) -> None:
         ({"AGENTFLOW_DURABILITY": "maybe"}, "durability"),
         ({"AGENTFLOW_QUARANTINE_AFTER": "-1"}, "quarantine_after"),
         ({"AGENTFLOW_MAX_PAYLOAD_BYTES": "lots"}, "max_payload_bytes"),
+        ({"AGENTFLOW_BACKGROUND": "maybe"}, "background"),
     ],
 )
 def test_a_value_without_a_meaning_is_named(
@@ -41,6 +42,14 @@ def test_a_value_without_a_meaning_is_named(
         read_settings(environ, tmp_path)
 
     assert caught.value.hint
+
+
+def test_a_switch_is_on_off_or_unset(tmp_path: Path) -> None:
+    """In the environment in words, in the file as TOML has it."""
+    assert read_settings({}, tmp_path).background is None
+    assert read_settings({"AGENTFLOW_BACKGROUND": "on"}, tmp_path).background is True
+    (tmp_path / "pyproject.toml").write_text("[tool.agentflow]\nbackground = false\n")
+    assert read_settings({}, tmp_path).background is False
 
 
 def test_an_unknown_setting_in_the_file_is_named(tmp_path: Path) -> None:

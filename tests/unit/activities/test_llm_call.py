@@ -16,7 +16,7 @@ from agentflow.engine.calls import Call
 from agentflow.engine.commands import Arrival, StartAttempt
 from agentflow.engine.context import ActivityCall
 from agentflow.engine.definition import ActivityContext
-from agentflow.errors import ProviderError, UnknownModelError, UsageError
+from agentflow.errors import ProviderError, ResponseLostError, UnknownModelError, UsageError
 from agentflow.history import events as ev
 from agentflow.ledger.entries import AttemptRecord, Priced
 from agentflow.llm.messages import Messages, assistant, user
@@ -66,6 +66,28 @@ class Vendor:
             raise OSError("already closed")
 
 
+class Keeper(Vendor):
+    """A provider whose vendor keeps answers."""
+
+    def __init__(self, complete: Complete) -> None:
+        super().__init__(complete)
+        self.fetched: list[str] = []
+        self.cancelled: list[str] = []
+
+    def keeps(self, request: ModelRequest) -> bool:
+        """Return that it does."""
+        return True
+
+    async def resume(self, ref: str, request: ModelRequest, call: ProviderCall) -> ModelResponse:
+        """Fetch."""
+        self.fetched.append(ref)
+        return ANSWER
+
+    async def cancel(self, ref: str) -> None:
+        """Note it."""
+        self.cancelled.append(ref)
+
+
 class Prices(OneCent):
     """A price book that keeps what it was asked."""
 
@@ -94,7 +116,9 @@ def raises(error: BaseException, *, ref: str | None = None) -> Complete:
 
     async def complete(request: ModelRequest, call: ProviderCall) -> ModelResponse:
         if ref is not None and call.on_ref is not None:
-            call.on_ref(ref)
+            told = call.on_ref(ref)
+            if told is not None:
+                await told
         raise error
 
     return complete
@@ -106,11 +130,12 @@ async def answers(request: ModelRequest, call: ProviderCall) -> ModelResponse:
 
 
 def called(
-    complete: Complete, prices: Prices | None = None, **about: Any
+    complete: Complete | Vendor, prices: Prices | None = None, **about: Any
 ) -> tuple[ModelResponse | BaseException, list[AttemptRecord]]:
     """Call the activity once; return what it returned or raised, and what it recorded."""
     records: list[Any] = []
-    models = Models(lambda _: Vendor(complete), prices or Prices(), ManualClock())
+    vendor = complete if isinstance(complete, Vendor) else Vendor(complete)
+    models = Models(lambda _: vendor, prices or Prices(), ManualClock())
     terms = {"label": "poet", "idempotency_key": "k", "attempt": 2, **about}
     context = ActivityContext(resources={MODELS: models}, on_record=records.append, **terms)
     try:
@@ -167,6 +192,56 @@ def test_the_provider_is_told_what_it_may_know() -> None:
     assert (seen[0].idempotency_key, seen[0].attempt) == ("k", 2)
     assert seen[0].cache_key == cache_key(REQUEST, "poet")
     assert shown == [Delta(text="Be")]
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_handle_goes_on_record_only_where_it_is_of_use(*, keeps: bool) -> None:
+    """An event and a commit for each call are only worth it where the answer can be fetched."""
+    order: list[str] = []
+
+    async def complete(request: ModelRequest, call: ProviderCall) -> ModelResponse:
+        assert call.on_ref is not None
+        told = call.on_ref("resp")
+        if told is not None:
+            await told
+        order.append("go on")
+        return ANSWER
+
+    async def on_ref(ref: str) -> None:
+        await asyncio.sleep(0)
+        order.append(ref)
+
+    called(Keeper(complete) if keeps else complete, on_ref=on_ref)
+
+    assert order == (["resp", "go on"] if keeps else ["go on"])
+
+
+def test_an_earlier_attempts_answer_is_fetched() -> None:
+    """Nothing is sent; this attempt books it."""
+    keeper = Keeper(raises(ProviderError("must not be asked", retryable=False)))
+    answer, (record,) = called(keeper, previous_ref="resp")
+
+    assert isinstance(answer, ModelResponse)
+    assert keeper.fetched == ["resp"]
+    assert (record.status, record.response_id, record.usage) == ("ok", "resp", ANSWER.usage)
+
+
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_only_what_nobody_wants_is_cancelled(*, abandoned: bool) -> None:
+    """A process that ends leaves the answer to the next one."""
+    keeper = Keeper(raises(asyncio.CancelledError(), ref="resp"))
+    _, (record,) = called(keeper, is_abandoned=lambda: abandoned)
+
+    assert keeper.cancelled == (["resp"] if abandoned else [])
+    assert (record.status, record.priced.status) == ("cancelled", "unknown_usage")
+
+
+def test_a_provider_that_cannot_fetch_has_lost_it() -> None:
+    """The configuration has changed since: a doubt like others."""
+    error, (record,) = called(answers, previous_ref="resp")
+
+    assert isinstance(error, ResponseLostError)
+    assert (record.status, record.response_id) == ("in_doubt", "resp")
 
 
 def test_nobody_watches_means_no_stream() -> None:

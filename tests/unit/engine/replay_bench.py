@@ -232,9 +232,7 @@ class Bench:
         self.running.clear()
         self.applied_seq = cut(history_of(self.log), at_seq)
         self.log.append(
-            ev.RunReopened(
-                seq=len(self.log) + 1, time_ms=self.now_ms, at_seq=at_seq, reason=reason
-            )
+            ev.RunReopened(seq=len(self.log) + 1, time_ms=self.now_ms, at_seq=at_seq, reason=reason)
         )
 
     def differences(self) -> list[str]:
@@ -303,5 +301,3 @@ def kinds_of(commands: Sequence[Command]) -> list[str]:
     """Return commands in words."""
     words = {CancelAttempt: "cancel", Reconcile: "reconcile", StartAttempt: "start"}
     return [f"{words[type(c)]} {c.call.key}" for c in commands]
-
-

@@ -264,7 +264,7 @@ async def _segments(n: int, seen: list[str]) -> list[str]:
     answer = await ask(f"segment {n}")
     draw = f"{random().random():.6f}"
     if n:
-        asyncio.ensure_future(ask("left over"))  # type: ignore[arg-type]  # noqa: RUF006 -- left on purpose
+        asyncio.ensure_future(ask("left over"))  # noqa: RUF006 -- left on purpose
         await asyncio.sleep(0)
         continue_as_new(n - 1, [*seen, answer, draw])
     return [*seen, answer, draw, await wait_signal("carried", str)]

@@ -25,9 +25,11 @@ def overlay(text: str) -> Overlay:
     return made
 
 
-def amounts(text: str, model: str = "openai:gpt-6-sol", **about: str) -> dict[str, int | None]:
+def amounts(
+    text: str, model: str = "openai:gpt-6-sol", tier: str | None = None
+) -> dict[str, int | None]:
     """Return pico-USD by unit under the overlay *text*."""
-    priced = GenaiPriceBook([overlay(text)]).price(USAGE, model=model, at=NOW, **about)
+    priced = GenaiPriceBook([overlay(text)]).price(USAGE, model=model, at=NOW, tier=tier)
     return {line.unit: line.amount_pico_usd for line in priced.lines}
 
 
@@ -161,7 +163,10 @@ def test_what_is_no_discount_is_refused(discount: str) -> None:
 
 def test_a_model_that_nobody_lists_needs_both_prices() -> None:
     """Half a price would make every bill partial."""
-    text = '["openai:own"]\ninput = 1\n["openai:gpt-6-sol"]\ninput = 1\n["openai:*"]\ndiscount = "1%"\n'
+    text = (
+        '["openai:own"]\ninput = 1\n["openai:gpt-6-sol"]\ninput = 1\n'
+        '["openai:*"]\ndiscount = "1%"\n'
+    )
     listed = {"openai:gpt-6-sol"}
 
     found = list(missing_prices(overlay(text), text, listed.__contains__))

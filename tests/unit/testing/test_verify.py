@@ -129,6 +129,11 @@ def test_the_file_is_not_changed_by_looking(database: Path) -> None:
     assert database.read_bytes() == before
 
 
+def altered(kinds: str, path: str, value: str) -> str:
+    """Return the statement that changes a fact of all events of some kinds."""
+    return f"UPDATE events SET data = json_set(data, '$.{path}', {value}) WHERE kind IN ({kinds})"  # noqa: S608 -- constants
+
+
 EVENT = "DELETE FROM events WHERE kind = '{}'"
 LIES = {
     "a missing event": ([EVENT.format("TimerFired")], False, "seqs are not 1 to"),
@@ -140,8 +145,7 @@ LIES = {
     "an altered head": (["UPDATE runs SET chain_hash = x'00'"], False, "head is not the hash"),
     "an ending that is none": (["UPDATE runs SET status = 'running'"], False, "yet it goes on"),
     "an early timer": (
-        ["UPDATE events SET data = json_set(data, '$.due_ms', 9999999999999) "
-         "WHERE kind = 'TimerStarted' AND key LIKE '%#1'"],
+        [altered("'TimerStarted'", "due_ms", "9999999999999") + " AND key LIKE '%#1'"],
         True,
         "ms early",
     ),
@@ -151,14 +155,12 @@ LIES = {
         "has no intent",
     ),
     "an attempt that was skipped": (
-        ["UPDATE events SET data = json_set(data, '$.attempt', 3) "
-         "WHERE kind IN ('ActivityStarted', 'ActivityCompleted')"],
+        [altered("'ActivityStarted', 'ActivityCompleted'", "attempt", "3")],
         True,
         "attempt 3 follows attempt 0",
     ),
     "a lost signal": (
-        ["UPDATE events SET data = json_set(data, '$.message_id', 'x') "
-         "WHERE kind = 'SignalReceived'"],
+        [altered("'SignalReceived'", "message_id", "'x'")],
         True,
         "was accepted and is not in the log",
     ),
@@ -168,14 +170,12 @@ LIES = {
         "was accepted and never recorded",
     ),
     "a lost decision": (
-        ["UPDATE events SET data = json_set(data, '$.approval_id', 'x') "
-         "WHERE kind = 'ApprovalDecided'"],
+        [altered("'ApprovalDecided'", "approval_id", "'x'")],
         True,
         "was decided and that is not in the log",
     ),
     "an invented answer": (
-        ["UPDATE events SET data = json_set(data, '$.payload[0]', '" + "0" * 64 + "') "
-         "WHERE kind = 'RunCompleted'"],
+        [altered("'RunCompleted'", "payload[0]", f"'{'0' * 64}'")],
         True,
         "another result",
     ),
