@@ -242,9 +242,7 @@ class Run(Generic[R]):
                 if row.status in ENDED:
                     return cast("R", await self._outcome(row))
                 if row.status in PARKED:
-                    first = row.error.splitlines()[0] if row.error else row.status
-                    msg = f"run {self.id} {row.status}: {first}"
-                    raise RunParkedError(msg, data={"status": row.status, "error": row.error})
+                    raise _parked(row)
                 await watch.wait(news)
 
     async def until(self, wanted: Callable[[RunRow], bool]) -> RunRow:
@@ -531,6 +529,14 @@ class Run(Generic[R]):
             if over:
                 return
             await asyncio.sleep(_STREAM_SECONDS)
+
+
+def _parked(row: RunRow) -> RunParkedError:
+    """Return the error for a run that waits for a person: one line, and the hint that it has."""
+    first, *rest = row.error.splitlines() or [row.status]
+    hint = rest[0].removeprefix("hint: ") if rest and rest[0].startswith("hint: ") else ""
+    msg = f"run {row.id} {row.status}: {first}"
+    return RunParkedError(msg, hint=hint, data={"status": row.status, "error": row.error})
 
 
 def _is_over(row: RunRow) -> bool:

@@ -472,10 +472,13 @@ def to_json(value: Any, annotation: Any, what: str, context: Any = None) -> Any:
         path, bad = find_unserialisable(value)
         name = f"{what}{path}"
         if bad is None:
-            first = str(e).splitlines()[0] if str(e) else type(e).__name__
+            lines = [line.strip() for line in str(e).splitlines() if "warnings:" not in line]
+            first = " ".join(lines[:2]) or type(e).__name__
             msg = f"{what} does not fit {type_name(annotation)}: {first}"
         else:
-            msg = f"{name} is a {type(bad).__qualname__}, which has no JSON form"
+            kind = type(bad).__qualname__
+            article = "an" if kind[:1].lower() in "aeiou" else "a"
+            msg = f"{name} is {article} {kind}, which has no JSON form"
         raise EncodeError(msg, data={"path": name}) from e
     return data
 

@@ -113,7 +113,7 @@ class UnknownModelError(UsageError):
     """A model name has no provider, or the provider refused it."""
 
     code = "AF203"
-    default_hint = "Write provider:model, for example openai:gpt-6 or anthropic:claude-sonnet-5-5."
+    default_hint = "Write provider:model, for example openai:gpt-6-luna or anthropic:claude-sonnet-5-5."
 
 
 class InputMismatchError(UsageError):

@@ -227,7 +227,7 @@ def count_fsyncs(case: Case) -> float | None:
         calls = [strace, "-f", "-c", "-e", "trace=fsync,fdatasync", "-o", str(trace)]
         start([*calls, case.python, *command, f"--db={DATA / 'fsync.db'}"])
         rows = re.findall(
-            r"^\s*\S+\s+\S+\s+\S+\s+(\d+)\s.*f(?:data)?sync$", trace.read_text(), re.M
+            r"^\s*\S+\s+\S+\s+\S+\s+(\d+)\s.*f(?:data)?sync$", trace.read_text(), re.MULTILINE
         )
         counts.append(sum(map(int, rows)))
     return (counts[1] - counts[0]) / (size - size // 2)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from agentflow.activities.llm_call import Models, split_model
+from agentflow.codec import adapter
 from agentflow.engine.context import ActivityCall
 from agentflow.errors import AgentflowError
 from agentflow.ledger.budgets import MOST, Bound
@@ -51,9 +50,6 @@ _LONGEST = (
     (re.compile(r"gpt-4o"), 16_384),
     (re.compile(r"o[134]"), 100_000),
 )
-
-_MESSAGE: TypeAdapter[Message] = TypeAdapter(Message)
-_ANY: TypeAdapter[Any] = TypeAdapter(Any)
 
 
 def bound_of(call: ActivityCall, models: object, *, resumes: bool = False) -> Bound | None:
@@ -117,13 +113,13 @@ def input_tokens(request: ModelRequest) -> int:
     """Return how many input tokens a request can have at most."""
     settings = request.settings
     size = _HIDDEN_TOKENS + len(request.instructions.encode())
-    size += sum(len(_ANY.dump_json(tool)) for tool in request.tools) * _TOOL_FACTOR
+    size += sum(len(adapter(Any).dump_json(tool)) for tool in request.tools) * _TOOL_FACTOR
     if request.output is not None:
-        size += len(_ANY.dump_json(request.output)) * _TOOL_FACTOR
+        size += len(adapter(Any).dump_json(request.output)) * _TOOL_FACTOR
     if settings.extra:
-        size += len(_ANY.dump_json(settings.extra))
+        size += len(adapter(Any).dump_json(settings.extra))
     for message in request.messages:
-        size += len(_MESSAGE.dump_json(message)) + _MESSAGE_TOKENS
+        size += len(adapter(Message).dump_json(message)) + _MESSAGE_TOKENS
         size += _IMAGE_TOKENS * sum(isinstance(part, ImagePart) for part in message.parts)
     return size
 

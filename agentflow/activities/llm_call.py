@@ -172,14 +172,6 @@ def cache_key(request: ModelRequest, label: str) -> str:
     return hashlib.sha256(plain).hexdigest()[:_KEY_CHARS]
 
 
-def _raw_usage(response: ModelResponse) -> dict[str, Any]:
-    """Return usage as the vendor wrote it, with what OpenAI's Responses say beside it."""
-    found = response.raw.get("usage")
-    usage = dict(found) if isinstance(found, dict) else {}
-    beside = response.raw.get("tool_usage")
-    return {**usage, "tool_usage": beside} if beside and usage else usage
-
-
 class _Attempt:
     """What the ledger is told of one attempt."""
 
@@ -225,7 +217,6 @@ class _Attempt:
         priced = self._price(
             response.usage, response.model, response.service_tier, response.context
         )
-        raw_usage = _raw_usage(response)
         self._ctx.record(
             AttemptRecord(
                 kind="model",
@@ -235,7 +226,7 @@ class _Attempt:
                 status="ok",
                 priced=priced,
                 usage=response.usage,
-                raw_usage=raw_usage,
+                raw_usage=response.raw_usage,
                 request_id=response.request_id,
                 response_id=response.response_id,
                 tier=response.service_tier,

@@ -18,7 +18,7 @@ class Agent(AgentSpec[Output]):
 
     Attributes:
         name: Its name, in logs, costs and hand-offs.
-        model: ``provider:name``, such as ``openai:gpt-6``.
+        model: ``provider:name``, such as ``openai:gpt-6-luna``.
         instructions: System prompt; or a function of the run's input that returns it, called in
             the workflow.
         tools: What the model may call: functions under @tool, and `as_tool` of other agents.

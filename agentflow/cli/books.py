@@ -14,12 +14,14 @@ from typing import Any, TextIO
 import click
 
 from agentflow import app
+from agentflow.activities.llm_call import llm_call
 from agentflow.cli import session
 from agentflow.cli.exit_code import ExitCode
 from agentflow.cli.option import Where
 from agentflow.cli.output import note, write_items
 from agentflow.client import Client
-from agentflow.errors import UsageError
+from agentflow.errors import AgentflowError, UsageError
+from agentflow.history import events as ev
 from agentflow.ledger.audit import Audit, Difference
 from agentflow.ledger.export import (
     COLUMNS,
@@ -30,7 +32,8 @@ from agentflow.ledger.export import (
     rows_of,
     without_amount,
 )
-from agentflow.ledger.reports import CostQuery
+from agentflow.ledger.reports import CostQuery, LedgerRow
+from agentflow.llm.response import ModelResponse
 from agentflow.settings import read_settings
 
 _RUNS = 100_000_000  # more than a store holds
@@ -42,12 +45,43 @@ async def audited(where: Where, run_id: str | None, query: CostQuery, *, as_json
     audit = Audit(app.read_usage, app.price_book(read_settings()).price)
     async with session.reading(where) as client:
         wanted = await _of(client, run_id, query)
+        last: LedgerRow | None = None
         async for row in client.entries(wanted):
+            if last is not None and row.run_pk != last.run_pk:
+                audit.check_answers(last.run_id, await _answers(client, last.run_pk, audit))
             audit.check(row)
+            last = row
+        if last is not None:
+            audit.check_answers(last.run_id, await _answers(client, last.run_pk, audit))
         for group in await client.cost(replace(wanted, by="run", limit=_RUNS)):
             audit.check_run(group)
     _write_audit(audit, as_json=as_json)
     return ExitCode.FAILED if audit.differences else ExitCode.DONE
+
+
+async def _answers(
+    client: Client, run_pk: int, audit: Audit
+) -> dict[tuple[str, int], ModelResponse]:
+    """Return the answers of models that a run's history has, by (key, attempt)."""
+    history = (await client.store.history(run_pk, whole=True)).events
+    keys = {
+        event.key
+        for event in history
+        if isinstance(event, ev.ActivityScheduled) and event.name == llm_call.name
+    }
+    found: dict[tuple[str, int], ModelResponse] = {}
+    for event in history:
+        if not isinstance(event, ev.ActivityCompleted) or event.key not in keys:
+            continue
+        if event.memo_seq is not None or event.payload is None:
+            continue  # an earlier answer once more: that one is in the history, too
+        try:
+            found[event.key or "", event.attempt] = client.codec.decode(
+                event.payload, ModelResponse, client.store, what="response"
+            )
+        except AgentflowError as e:
+            audit.skipped[f"the history's answer cannot be read: {e.code}"] += 1
+    return found
 
 
 async def _of(client: Client, run_id: str | None, query: CostQuery) -> CostQuery:
@@ -61,6 +95,7 @@ def _write_audit(audit: Audit, *, as_json: bool) -> None:
         "lines": audit.lines,
         "usage_read_again": audit.reread,
         "priced_again": audit.repriced,
+        "recorded_answers": audit.answers,
         "not_checked": [
             {"reason": reason, "calls": count} for reason, count in sorted(audit.skipped.items())
         ],
@@ -73,7 +108,8 @@ def _write_audit(audit: Audit, *, as_json: bool) -> None:
     found = len(audit.differences)
     click.echo(
         f"{audit.entries} entries with {audit.lines} lines: usage read again {audit.reread}, "
-        f"priced again {audit.repriced}, {found} differences"
+        f"priced again {audit.repriced}, found in the history {audit.answers}, "
+        f"{found} differences"
     )
     for reason, count in sorted(audit.skipped.items()):
         note(f"not checked for {count} calls: {reason}")

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from agentflow.errors import (
     ActivityError,
+    AgentflowError,
     BudgetError,
     Fail,
     ProviderError,
@@ -96,7 +97,9 @@ def ending_of(
 def bug_text(error: BaseException) -> str:
     """Return a bug as text: one line, then its traceback."""
     trace = "".join(traceback.format_exception(error)).rstrip()
-    return f"{type(error).__qualname__}: {error}\n{trace}"
+    first = f"{type(error).__qualname__}: {error}" if str(error) else type(error).__qualname__
+    hint = f"\nhint: {error.hint}" if isinstance(error, AgentflowError) and error.hint else ""
+    return f"{first}{hint}\n{trace}"
 
 
 def _ends(error: BaseException, ends: tuple[type[Exception], ...]) -> bool:

@@ -1,8 +1,9 @@
 """Every figure of the ledger once more, from what it was made of.
 
 line = quantity x unit price · attempt = sum of its lines · counts = usage = the vendor's own words,
-read again · price = today's book, where it is the version that was used · run = sum of its
-attempts. What cannot be checked is counted with its reason, and is never called right.
+read again = the answer that the history has, which is hashed · price = today's book, where it is
+the version that was used · run = sum of its attempts. What cannot be checked is counted with its
+reason, and is never called right.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from datetime import datetime
 from typing import Any
 
 from agentflow.clock import from_ms
-from agentflow.ledger.entries import EXACT, PICO, CostLine, Priced, usd
+from agentflow.ledger.entries import EXACT, PICO, AttemptRecord, CostLine, Priced, usd
 from agentflow.ledger.reports import CostGroup, LedgerRow
+from agentflow.llm.response import ModelResponse
 from agentflow.llm.usage import Usage
 
 ReadUsage = Callable[[str, Mapping[str, Any]], Usage | None]
@@ -68,6 +70,7 @@ class Audit:
         lines: Number of cost lines that were checked.
         reread: Number of attempts whose quantities were derived from the raw usage.
         repriced: Number of attempts that were priced again.
+        answers: Number of recorded answers that were compared with their entries.
         skipped: Number of attempts by what could not be checked, and why.
     """
 
@@ -78,9 +81,11 @@ class Audit:
     lines: int = 0
     reread: int = 0
     repriced: int = 0
+    answers: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     _sums: dict[str, int] = field(default_factory=dict)
     _last: dict[str, int] = field(default_factory=dict)
+    _seen: dict[tuple[str, int], LedgerRow] = field(default_factory=dict)
 
     def check(self, row: LedgerRow) -> None:
         """Check one entry; those of a run come in the order of their numbers."""
@@ -96,9 +101,37 @@ class Audit:
             self._check_line(row, line)
         self._check_counted(row)
         if row.record.kind == "model":
+            self._seen[row.key, row.attempt] = row
             self._check_usage(row)
             self._check_quantities(row)
             self._check_price(row)
+
+    def check_answers(self, run_id: str, answers: Mapping[tuple[str, int], ModelResponse]) -> None:
+        """Check the entries of a run, which were seen last, against the answers in its history.
+
+        Args:
+            run_id: The run.
+            answers: Recorded answers by (key, attempt).
+        """
+        for (key, attempt), answer in answers.items():
+            row = self._seen.get((key, attempt))
+            if row is None:
+                self.differences.append(
+                    Difference(
+                        run_id=run_id,
+                        key=key,
+                        attempt=attempt,
+                        what="the entry of a recorded answer",
+                        stored="missing",
+                        derived=f"an entry of {answer.model}",
+                    )
+                )
+                continue
+            self.answers += 1
+            for what, stored, recorded in _recorded(row.record, answer):
+                if stored != recorded:
+                    self._found(row, f"{what}, against the history,", stored, recorded)
+        self._seen.clear()
 
     def check_run(self, group: CostGroup) -> None:
         """Check a run's total against the entries that were seen of it."""
@@ -214,6 +247,17 @@ class Audit:
         for what, stored, again in _compared(record.priced, today):
             if stored != again:
                 self._found(row, what, stored, again)
+
+
+def _recorded(record: AttemptRecord, answer: ModelResponse) -> Iterator[tuple[str, object, object]]:
+    """Yield (what, in the ledger, in the history) of what both have."""
+    yield "the model", record.model_served, answer.model
+    yield "the tier", record.tier, answer.service_tier
+    yield "the usage", record.usage, answer.usage
+    yield "the vendor's own words", record.raw_usage, answer.raw_usage
+    known = record.priced.status in {"priced", "not_billed", "cached"}
+    amount = record.priced.amount_pico_usd if known else None
+    yield "the cost", _dollars(amount), _dollars(answer.cost_pico_usd)
 
 
 def _compared(stored: Priced, today: Priced) -> Iterator[tuple[str, str, str]]:

@@ -101,6 +101,11 @@ class Message:
         """The tool calls that the message asks for."""
         return tuple(p for p in self.parts if isinstance(p, ToolCallPart))
 
+    @property
+    def tool_results(self) -> tuple[ToolResultPart, ...]:
+        """The tool results that the message brings."""
+        return tuple(p for p in self.parts if isinstance(p, ToolResultPart))
+
 
 def user(*parts: str | Part) -> Message:
     """Return a user message; strings become text parts."""

@@ -39,3 +39,11 @@ class ModelResponse:
     context: dict[str, str] = field(default_factory=dict)
     raw: dict[str, Any] = field(default_factory=dict)
     cost_pico_usd: int | None = None
+
+    @property
+    def raw_usage(self) -> dict[str, Any]:
+        """Usage as the vendor wrote it, with what OpenAI's Responses say of tools beside it."""
+        found = self.raw.get("usage")
+        usage = dict(found) if isinstance(found, dict) else {}
+        beside = self.raw.get("tool_usage")
+        return {**usage, "tool_usage": beside} if beside and usage else usage

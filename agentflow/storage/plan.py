@@ -277,7 +277,7 @@ def plan(encoded: Encoded, state: State, now_ms: int, guard: Guard) -> Planned:
     )
     if planned.terminal is not None:
         state.output_seq, state.ended_at_ms = writer.seq - 1, writer.time_ms
-    state.status = batch.status
+    state.status = "pending" if is_unparked(state, batch) else batch.status
     state.next_seq, state.time_ms, state.hash = writer.seq, writer.time_ms, writer.hash
     planned.wake_at_ms = wake_after(batch, waits=waits)
     return planned
@@ -302,6 +302,13 @@ def note_fact(planned: Planned, event: AnyEvent, seq: int) -> None:
             planned.terminal = event
         case _:
             pass
+
+
+def is_unparked(state: State, batch: Append) -> bool:
+    """Return whether somebody let the run go on while it was being parked: it is not parked then."""
+    done = batch.inbox_done
+    told = any(kind == "unpause" and row not in done for row, kind in state.waiting)
+    return told and batch.status in PARKED
 
 
 def wake_after(batch: Append, *, waits: bool) -> int | None:

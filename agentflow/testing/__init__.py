@@ -1,0 +1,57 @@
+"""Tests of workflows: clocks, crashes, replays, invariants, scripted models, a loopback server.
+
+The pytest plugin (plugin.py) is installed with agentflow; these are the names for imports. They
+are loaded when they are first used, for the plugin is part of every pytest run of every user.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentflow.providers.scripted import attempts, call, script
+    from agentflow.testing.clock import ManualClock
+    from agentflow.testing.crash import crash_at
+    from agentflow.testing.loopback import LoopbackServer
+    from agentflow.testing.replay import assert_replays
+    from agentflow.testing.store_conformance import StoreConformance
+    from agentflow.testing.verify import verify
+
+_HOMES = {
+    "LoopbackServer": "testing.loopback",
+    "ManualClock": "testing.clock",
+    "StoreConformance": "testing.store_conformance",
+    "assert_replays": "testing.replay",
+    "attempts": "providers.scripted",
+    "call": "providers.scripted",
+    "crash_at": "testing.crash",
+    "script": "providers.scripted",
+    "verify": "testing.verify",
+}
+
+__all__ = [
+    "LoopbackServer",
+    "ManualClock",
+    "StoreConformance",
+    "assert_replays",
+    "attempts",
+    "call",
+    "crash_at",
+    "script",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        msg = f"module 'agentflow.testing' has no attribute {name!r}"
+        raise AttributeError(msg)
+    value = getattr(importlib.import_module(f"agentflow.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -203,7 +203,8 @@ def tool(
         cost_usd: What one attempt costs, in US dollars, as text or Decimal; it goes into the
             ledger with every attempt that ran.
         **terms: ``effect``, ``retry``, ``timeout``, ``heartbeat``, ``total_timeout``,
-            ``on_doubt``, ``reconcile``; see `activity`.
+            ``on_doubt``, ``reconcile``; see `activity`. Tools have one attempt unless
+            ``retry`` says otherwise: the model hears of a failure at once, and can try again.
 
     Returns:
         The tool.
@@ -212,6 +213,7 @@ def tool(
         UsageError: a term has no meaning.
     """
     cost = _dollars(cost_usd)
+    terms["retry"] = terms.get("retry") or 1
 
     def register(function: Callable[..., Any]) -> Tool[..., Any]:
         made = Tool(

@@ -130,7 +130,8 @@ def test_the_audit_derives_every_figure_again() -> None:
 
     assert one.code == every.code == 0
     assert one.out == (
-        "4 entries with 7 lines: usage read again 2, priced again 2, 0 differences\n"
+        "4 entries with 7 lines: usage read again 2, priced again 2, found in the history 2, "
+        "0 differences\n"
     )
     assert every.json["items"] == []
 
@@ -148,6 +149,11 @@ def test_the_audit_derives_every_figure_again() -> None:
         ),
         ("UPDATE attempt_details SET tier = 'flex' WHERE n = 1", "at today's price"),
         ("DELETE FROM attempts WHERE n = 2", "number of the entry"),
+        ("DELETE FROM attempts WHERE n = 3", "entry of a recorded answer"),
+        (
+            "UPDATE attempts SET amount_pico_usd = 0, cost_status = 'not_billed' WHERE n = 1",
+            "the cost, against the history,",
+        ),
     ],
 )
 def test_the_audit_finds_what_was_altered(statement: str, what: str) -> None:

@@ -61,12 +61,12 @@ def test_a_value_comes_back_as_it_was(value: object, annotation: Any) -> None:
 @pytest.mark.parametrize(
     ("value", "annotation", "path"),
     [
-        (object(), Any, "value is a object"),
-        ({"a": [1, object()]}, Any, r"value\['a'\]\[1\] is a object"),
+        (object(), Any, "value is an object"),
+        ({"a": [1, object()]}, Any, r"value\['a'\]\[1\] is an object"),
         (float("nan"), float, "nan"),
         ({"deep": {"x": float("inf")}}, Any, r"\['deep'\]\['x'\] is inf"),
         ("text", int, "does not fit int"),
-        (Named.model_construct(name="n", at=object()), Named, "does not fit|at is a object"),
+        (Named.model_construct(name="n", at=object()), Named, "does not fit|at is an object"),
         ("\ud800", str, "no JSON form"),
     ],
 )

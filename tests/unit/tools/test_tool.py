@@ -46,7 +46,7 @@ def pay_out(
 
 def test_a_bare_tool_is_an_idempotent_activity() -> None:
     """Registered under its name, with the terms of activities."""
-    assert find_words.options == ActivityOptions()
+    assert find_words.options == ActivityOptions(retry=NO_RETRY)
     assert find_words.needs_approval is False
     assert find_words.cost_usd is None
     assert REGISTRY.activity("find_words") is find_words
