@@ -201,7 +201,7 @@ def run_sync(
     return asyncio.run(main())
 
 
-def _seams(  # noqa: PLR0913 -- what a client is made of
+def _seams(
     settings: Settings,
     clock: Clock,
     watch: Watch,

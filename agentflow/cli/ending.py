@@ -21,7 +21,7 @@ from agentflow.cli.output import (
     write_json,
     write_run,
 )
-from agentflow.cli.standing import Standing, how_to_answer
+from agentflow.cli.standing import Standing, how_to_answer, waits_for_budget
 from agentflow.client import Client
 from agentflow.codec import to_json
 from agentflow.engine.definitions import REGISTRY
@@ -97,7 +97,7 @@ async def report(client: Client, made: Report, *, as_json: bool, in_one_line: bo
         raise why_not(client, standing.row, made.again)
     note(_summary(made))
     await _tell_waiting(client, made, standing)
-    return ExitCode.WAITING
+    return ExitCode.BUDGET if waits_for_budget(standing) else ExitCode.WAITING
 
 
 def result_of(client: Client, row: RunRow) -> Any:

@@ -34,6 +34,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "cost": ("cost", "Show what was spent, by run, step, model, tool, tag or day."),
         "explain": ("cost", "Show how the cost of a run comes about, line by line."),
         "prices": ("prices", "Show the prices of a model, or check a file of negotiated prices."),
+        "budget": (
+            "budget",
+            "List budgets, set one, or raise one so that runs that wait for it go on.",
+        ),
         "approvals": ("approvals", "List questions that wait for a person."),
     },
     "Steer": {

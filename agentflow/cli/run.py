@@ -30,6 +30,7 @@ from agentflow.cli.view import view_of
 from agentflow.client import Run
 from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import AgentflowError, OwnedElsewhereError
+from agentflow.ledger.budgets import ON_EXHAUSTED
 from agentflow.protocols import ENDED
 
 _OTHERS = 100  # unfinished runs that are looked at
@@ -84,6 +85,16 @@ def following_options(command: Command) -> Command:
 )
 @click.option("--id", "run_id", metavar="ID", help="Id of the run; the same id again resumes it.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Tag the run; may be repeated.")
+@click.option(
+    "--budget", metavar="USD", help="What the run and its child runs may spend, in dollars."
+)
+@click.option(
+    "--on-exhausted",
+    type=click.Choice(ON_EXHAUSTED),
+    default="pause",
+    show_default=True,
+    help="What happens to a call that does not fit into the budget.",
+)
 @click.option("--detach", is_flag=True, help="Record the run for a worker elsewhere, and return.")
 @following_options
 @where_options
@@ -94,6 +105,8 @@ def run(  # noqa: PLR0913 -- the options of the command
     given: str | None,
     run_id: str | None,
     tags: tuple[str, ...],
+    budget: str | None,
+    on_exhausted: str,
     detach: bool,
     wait: bool,
     timeout: timedelta | None,
@@ -105,8 +118,8 @@ def run(  # noqa: PLR0913 -- the options of the command
 
     Arguments are words: JSON, or text where the workflow takes text; name=value gives one by name.
     The result is written to stdout as JSON, everything else to stderr. Exit code 4 says that the
-    run waits for somebody; it goes on with the same command, if --id names it, or with
-    `agentflow resume`.
+    run waits for somebody, 5 that it waits for a budget; it goes on with the same command, if --id
+    names it, or with `agentflow resume`.
 
     \b
     Examples:
@@ -115,7 +128,8 @@ def run(  # noqa: PLR0913 -- the options of the command
     """  # noqa: D301 -- click's mark, a backspace
     wanted = load_target(target)
     arguments = arguments_of(wanted.workflow, words, given)
-    start = Start(wanted, arguments, run_id, tags)
+    limits = {"budget_usd": budget, "on_exhausted": on_exhausted}
+    start = Start(wanted, arguments, run_id, tags, limits)
     how = Following(wait=wait, timeout=timeout, stream=stream, as_json=as_json)
     if detach:
         return asyncio.run(_detach(where, start, as_json=as_json))
@@ -130,12 +144,13 @@ class Start:
     arguments: dict[str, Any]
     run_id: str | None
     tags: tuple[str, ...]
+    limits: dict[str, str | None]
 
 
 async def _begin(client: Any, start: Start) -> Run[Any]:
     workflow = start.target.workflow
     args, kwargs = workflow.call_arguments(start.arguments)
-    options = {"id": start.run_id, "tags": start.tags}
+    options = {"id": start.run_id, "tags": start.tags, **start.limits}
     made: Run[Any] = await client.start(workflow, *args, **options, **kwargs)
     return made
 

@@ -12,6 +12,7 @@ import click
 from rich.text import Text
 
 from agentflow.cli import session
+from agentflow.cli.budget import budget_json, line
 from agentflow.cli.conversation import conversations, message_json
 from agentflow.cli.ending import cost_of, result_of
 from agentflow.cli.option import Where, limit_option, where_options
@@ -94,6 +95,7 @@ async def _show(where: Where, run_id: str, wanted: Wanted) -> tuple[dict[str, An
         handle = await client.get(run_id)
         row = await handle.info()
         cost = await cost_of(client, row.id)
+        limited = await client.budgets(run_id=row.id) if row.budget else []
         shown: dict[str, Any] = {
             **run_json(row),
             "_row": row,
@@ -101,6 +103,8 @@ async def _show(where: Where, run_id: str, wanted: Wanted) -> tuple[dict[str, An
             **_outcome(client, row),
             "cost": cost_json(cost),
             "_cost": cost_line(cost),
+            "budgets": [budget_json(one) for one in limited],
+            "_budgets": "; ".join(f"{one.label}: {line(one)}" for one in limited),
         }
         truncated = await _add_parts(client, row, wanted, shown)
         return shown, truncated
@@ -220,6 +224,7 @@ def _write(shown: dict[str, Any]) -> None:
         ("result", _short(shown["result"]) if "result" in shown else ""),
         ("failure", _failure(shown.get("failure"))),
         ("cost", shown["_cost"]),
+        ("budget", shown["_budgets"]),
     ]
     table(("", ""), ((name, value) for name, value in facts if value))
     for part, writer in (

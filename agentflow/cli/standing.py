@@ -69,6 +69,16 @@ def reasons(row: RunRow) -> list[str]:
     return [word for word in row.wait.split(", ") if word and not word.startswith("child ")]
 
 
+def budgets_of(row: RunRow) -> list[str]:
+    """Return which budgets a run waits for, and what it needs, as the engine says it."""
+    return [word for word in reasons(row) if word.startswith("budget ")]
+
+
+def waits_for_budget(standing: Standing) -> bool:
+    """Return whether nobody but a budget keeps the runs from going on."""
+    return any(budgets_of(row) for row in standing.blocked)
+
+
 def signals_of(row: RunRow) -> list[str]:
     """Return the names of the signals that a run waits for."""
     return [w.removeprefix("signal ") for w in reasons(row) if w.startswith("signal ")]
@@ -79,7 +89,10 @@ async def how_to_answer(client: Client, standing: Standing, where: Where, now: i
     flags = "".join(f" {word}" for word in where.flags)
     lines: list[str] = []
     for row in standing.blocked:
-        if row.status == "paused":
+        for word in budgets_of(row):
+            lines.append(f"waits for {word}")
+            lines.append(f"  agentflow budget raise {word.split()[1]} USD{flags}")
+        if row.status == "paused" and not budgets_of(row):
             lines += [f"run {row.id} is paused", f"  agentflow unpause {row.id}{flags}"]
         for question in await client.approvals(run_id=row.id):
             lines.append(f"waits for approval {question.id[:8]}: {one_line(question.question)}")

@@ -374,8 +374,9 @@ def decide(chain: Sequence[Account], bound: Bound) -> Granted | Refused:
             waits = account.fits(amount, ever=True) or account.on_exhausted == "pause"
             return Refused(account, _detail(account, amount), amount, is_final=not waits)
         length = account.longest(bound, length)
-        if length < LEAST_OUTPUT_TOKENS:
-            least = bound.amount(LEAST_OUTPUT_TOKENS)
+        shortest = min(LEAST_OUTPUT_TOKENS, wanted)
+        if length < shortest:
+            least = bound.amount(shortest)
             waits = account.fits(least, ever=True)
             return Refused(account, _detail(account, least), least, is_final=not waits)
     is_clamped = bound.output_tokens is None or length < wanted

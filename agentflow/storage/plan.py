@@ -118,7 +118,7 @@ def stored_answer(state: State) -> Appended:
         refused=kept.get("refused", {}),
         details=kept.get("details", {}),
         marks=tuple((name, share) for name, share in kept.get("marks", ())),
-        budget=state.budget,
+        budget=kept.get("budget", 0),
         released=kept.get("released", False),
     )
 
@@ -130,6 +130,8 @@ def answer_text(answer: Appended) -> str | None:
         kept["granted"] = answer.granted
     if answer.refused:
         kept["refused"] = answer.refused
+    if answer.budget:
+        kept["budget"] = answer.budget
     if answer.details:
         kept["details"] = answer.details
     if answer.marks:
@@ -305,7 +307,7 @@ def note_fact(planned: Planned, event: AnyEvent, seq: int) -> None:
 
 
 def is_unparked(state: State, batch: Append) -> bool:
-    """Return whether somebody let the run go on while it was being parked: it is not parked then."""
+    """Return whether somebody let the run go on while it was being parked: then it is not."""
     done = batch.inbox_done
     told = any(kind == "unpause" and row not in done for row, kind in state.waiting)
     return told and batch.status in PARKED

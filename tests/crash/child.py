@@ -37,6 +37,7 @@ class Spec:
         point, hit: Where it kills itself, if anywhere.
         kill_after_seconds: When its parent kills it, if at all; 0 = never.
         quarantine_after: See `WorkerOptions`.
+        patience_seconds: A child that takes longer hangs, and is ended.
     """
 
     mode: str
@@ -49,6 +50,7 @@ class Spec:
     kill_after_seconds: float = 0.0
     durability: str = "process"
     quarantine_after: int = 3
+    patience_seconds: float = 30.0
     options: dict[str, Any] = field(default_factory=dict)
 
 

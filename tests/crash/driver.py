@@ -19,6 +19,7 @@ from tests.crash.forkserver import ForkServer, Reply
 from tests.crash.workloads import WORKLOADS
 
 SERVERS = 3  # two cores, and a child waits for timers about a third of its time
+PLANTED_PATIENCE = 6.0  # seconds; a planted bug may hang, and is not waited for long
 MOST_KILLS = 60  # of one run, at random times
 _LIVE_SECONDS = 0.4  # most workloads take less; random kills fall into it
 
@@ -99,6 +100,7 @@ class Laboratory:
             base_ms=int(time.time() * 1000),
             durability=trial.durability,
             quarantine_after=0 if trial.seed is not None else 3,
+            patience_seconds=PLANTED_PATIENCE if trial.plant else 30.0,
             options={"plant": trial.plant},
         )
         result = Result(trial)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from agentflow.app import Flow
 from agentflow.engine.definitions import Activity, OnMismatch, Registry, Workflow, options_of
 from agentflow.errors import RunParkedError
+from agentflow.protocols import Append, Appended, Message, Store
 from agentflow.testing.stage import Stage
+from agentflow.testing.store import WrappedStore
 
 PAID: list[str] = []
 
@@ -127,4 +129,28 @@ def test_an_operator_lets_an_edited_run_go_on(path: Path) -> None:
 
     assert edited.do(work)[1] == "answer to second, please"
     assert PAID == ["first", "second", "second, please", "third"]
+    edited.verify()
+
+
+class _UnpausedMeanwhile(WrappedStore):
+    """A store in which somebody lets a run go on just before it is parked."""
+
+    async def append(self, batch: Append) -> Appended:
+        """Send the message first, once."""
+        if batch.status == "needs_version" and not self.sent:
+            self.sent = True
+            message = Message(id="m", kind="unpause", data={"on_mismatch": "reuse"})
+            await self._inner.send("default", "story", message)
+        return await super().append(batch)
+
+    sent = False
+
+
+def test_a_run_that_is_let_go_on_while_it_is_parked_is_not_parked(path: Path) -> None:
+    """Who waits for it does not see it parked in between."""
+    edited = stage(path, _edited)
+    edited.wrap = lambda store: cast("Store", _UnpausedMeanwhile(store))
+
+    assert run(edited) == ["answer to first", "answer to second", "answer to third"]
+    edited.wrap = None
     edited.verify()

@@ -156,6 +156,8 @@ def possible(bench: Bench) -> list[Action]:
         call = bench.machine.calls.get(key)
         if call is not None and call.cancel_recorded:
             actions.append(("stopped", key))
+    if len(bench.running) > 1:
+        actions.append(("both", "&".join(sorted(bench.running)[:2])))
     if bench.machine.next_wake_ms() is not None:
         actions.append(("time", ""))
     if bench.machine.ending is None and len(bench.of(ev.SignalReceived)) < 12:
@@ -171,6 +173,8 @@ def perform(bench: Bench, action: Action) -> None:
             bench.answer(key, f"answer to {key}")
         case "fail":
             bench.fail(key, ValueError(key))
+        case "both":
+            bench.step(*(bench.completed(k, f"answer to {k}") for k in key.split("&")))
         case "stopped":
             bench.step(bench.stopped(key))
         case "time":
