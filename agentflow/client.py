@@ -514,17 +514,18 @@ class Run(Generic[R]):
 
     async def _stream_from_elsewhere(self) -> AsyncGenerator[StreamItem, None]:
         store, clock = self._seams.store, self._seams.clock
-        until_ms, row = 0, -1
+        until_ms, seen = 0, -1
         while True:
             now = clock.now_ms()
             if until_ms - now < _WATCH_MS // 2:
                 until_ms = now + _WATCH_MS
                 begin = await store.watch(self._pk, until_ms)
-                row = begin if row < 0 else row
+                seen = begin if seen < 0 else seen
             over = _is_over(await self.info())
             if over:  # the owner sends pieces a moment after their call
                 await asyncio.sleep(_STREAM_SECONDS * 3)
-            for row, item in await store.stream(self._pk, row):
+            for number, item in await store.stream(self._pk, seen):
+                seen = number
                 yield item
             if over:
                 return

@@ -26,7 +26,7 @@
     ├── RunFailedError              result() of a run that failed
     │   └── RunCancelledError       result() of a run that was cancelled
     ├── RunInterruptedError         Ctrl-C: the run is kept and can be resumed
-    ├── RunParkedError              result() of a run that waits for a person (code, version, quarantine)
+    ├── RunParkedError              result() of a run that a person must mend or release
     ├── ActivityError               an activity failed for good; .failure has the recorded data
     │   ├── InDoubtError            its outcome is unknown and the policy says fail
     │   ├── ApprovalDeniedError     a person said no
@@ -113,7 +113,7 @@ class UnknownModelError(UsageError):
     """A model name has no provider, or the provider refused it."""
 
     code = "AF203"
-    default_hint = "Write provider:model, for example openai:gpt-6-luna or anthropic:claude-sonnet-5-5."
+    default_hint = "Write provider:model, such as openai:gpt-6-luna or anthropic:claude-sonnet-5-5."
 
 
 class InputMismatchError(UsageError):
@@ -391,7 +391,7 @@ class ProviderError(AgentflowError):
     code = "AF820"
     in_flight: bool = False
 
-    def __init__(  # noqa: PLR0913 -- facts of one HTTP exchange
+    def __init__(
         self,
         message: str,
         *,

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 
-async def task_group_aexit(  # noqa: C901, PLR0912 -- CPython's code, kept in its shape
+async def task_group_aexit(  # noqa: PLR0912 -- CPython's code, kept in its shape
     self: Any,
     exc_type: type[BaseException] | None,
     exc: BaseException | None,

@@ -244,7 +244,7 @@ def workflow(
     return register if fn is None else register(fn)
 
 
-def options_of(  # noqa: PLR0913 -- the public keywords of @activity, in one place
+def options_of(
     *,
     effect: Effect = "idempotent",
     retry: RetryPolicy | int | None = None,

@@ -91,7 +91,7 @@ class Machine:
         paused: Whether an operator paused the run.
     """
 
-    def __init__(  # noqa: PLR0913 -- what replay is a function of
+    def __init__(
         self,
         workflow: Workflow[..., Any],
         history: History,
@@ -909,7 +909,7 @@ class Machine:
             self.fail(call, error, now_ms)
 
     def recover(self, now_ms: int) -> None:
-        """After a takeover: flag every doubtful call, and ask `reconcile` again where it was due."""
+        """After a takeover: flag doubtful calls, and ask `reconcile` again where it was due."""
         for call in self.doubts():
             self._settle_doubt(call, now_ms)
         for call in list(self._open_calls.values()):

@@ -15,7 +15,7 @@ from agentflow.engine.ending import ContinueAsNew
 from agentflow.engine.fingerprint import fingerprint
 from agentflow.engine.keys import current_lineage
 from agentflow.engine.loop import WorkflowLoop
-from agentflow.errors import DuplicateKeyError, Evicted, UsageError
+from agentflow.errors import DuplicateKeyError, UsageError
 from agentflow.history import events as ev
 
 

@@ -15,7 +15,7 @@ GENESIS = bytes(32)
 _dumps = text_encoder(json.JSONEncoder(separators=(",", ":")))
 
 
-def event_hash(  # noqa: PLR0913 -- the columns of one row
+def event_hash(
     previous: bytes,
     *,
     seq: int,

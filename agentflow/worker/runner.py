@@ -407,9 +407,10 @@ class Runner:
             "cancelled": "cancelled",
             "continued": "running",
         }
+        goes_on = ending.kind == "continued"
         self._append(
-            machine, batch, status=statuses[ending.kind], wake=0 if ending.kind == "continued" else None,
-            release=ending.kind != "continued", reload=ending.kind == "continued",
+            machine, batch, status=statuses[ending.kind], wake=0 if goes_on else None,
+            release=not goes_on, reload=goes_on,
         )  # fmt: skip
 
     def _append(

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+import agentflow
+from agentflow.errors import UsageError
 from agentflow.testing.loopback import Answer, LoopbackServer
 from tests.acceptance.cli_driver import Done, call, flow
 from tests.unit.ledger.reports import openai_cost, openai_page, openai_usage
@@ -321,3 +323,17 @@ def test_another_organisations_report_is_refused(here: Path) -> None:
 
     assert (done.code, done.error["code"]) == (2, "AF222")
     assert call("reconcile", "theirs.json", "--provider", "openai", "--force").code == 1
+
+
+async def test_a_float_is_no_amount(here: Path) -> None:
+    """In Python, too: 0.1 is not a tenth."""
+    async with agentflow.connect(f"sqlite:///{here}/agentflow.db") as client:
+        for amount in (0.1, True):
+            with pytest.raises(UsageError, match="is not exact"):
+                await client.adjust("agent-1", amount, reason="x")  # type: ignore[arg-type]
+        assert await client.adjust("agent-1", "0.1", reason="x", id="1")
+        assert not await client.adjust("agent-1", "0.1", reason="x", id="1")
+        cost = await (await client.get("agent-1")).cost()
+
+    assert cost.usd == RUN + Decimal("0.1")
+    assert "1 adjustment of $0.1" in cost._repr_html_()

@@ -435,7 +435,7 @@ async def test_a_retry_count_survives_a_restart(url: str) -> None:
         seen = len(CALLS)
         async with opened(url, worker=WorkerOptions(drain_seconds=0)) as flow:
             run = await flow.start(w_counted, id="c")
-            while len(CALLS) == seen and await run.status() != "failed":  # noqa: ASYNC110
+            while len(CALLS) == seen and await run.status() != "failed":
                 await asyncio.sleep(0.005)
     async with opened(url) as flow:
         with pytest.raises(RunFailedError):

@@ -34,6 +34,10 @@ class Letter:
     body: Annotated[Point, Stored()]
 
 
+ODD: Any = object()
+BROKEN = Named.model_construct(name="n", at=ODD)
+
+
 @pytest.mark.parametrize(
     ("value", "annotation"),
     [
