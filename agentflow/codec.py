@@ -346,7 +346,7 @@ class Codec:
     ) -> dict[str, Any]:
         """Return the named values that `encode_fields` wrote."""
         context = Decoding(self, bodies)
-        data = json.loads(self.plain(payload, bodies))
+        data = json.loads(self.plain(payload, bodies).decode())
         return {
             name: from_json(item, annotations.get(name, Any), f"{what} {name}", context)
             for name, item in data.items()
@@ -395,7 +395,7 @@ class Codec:
             DecodeError: the JSON does not fit the annotation.
             PayloadErased: the body is gone.
         """
-        data = json.loads(self.plain(payload, bodies))
+        data = json.loads(self.plain(payload, bodies).decode())
         return from_json(data, annotation, what, Decoding(self, bodies))
 
     def scrub(self, plain: bytes) -> bytes:

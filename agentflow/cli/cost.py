@@ -165,9 +165,10 @@ async def _cost(where: Where, run_id: str | None, query: CostQuery) -> _Found:
     async with session.reading(where) as client:
         found = None if run_id is None else (await client.get(run_id)).id
         query = replace(query, project=client.project, run_id=found)
-        # Tags overlap, tools and agents are only some of the attempts, and a list has a limit;
-        # every attempt has one model, and there are few.
-        whole = replace(query, by="model", limit=_MODELS)
+        # Tags overlap and a list has a limit, but every attempt has one model, and there are few.
+        # Tools, and agents, are only some of the attempts: so is their total.
+        by = query.by if query.by in {"tool", "agent"} else "model"
+        whole = replace(query, by=by, limit=_MODELS)
         own = None
         if query.tree:
             own = total(await client.cost(replace(whole, tree=False)), "own")

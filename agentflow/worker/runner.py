@@ -178,6 +178,11 @@ class Runner:
         """Do *work* in a callback, where nobody else would hear of its failure."""
         try:
             work(*args)
+        except CutNeeded as wanted:  # a changed call is to be paid again
+            if self._machine is not None:
+                machine, self._machine = self._machine, None
+                machine.evict()
+            self._spawn(self._cut(wanted.at_seq, "recall"))
         except Exception as e:  # noqa: BLE001 -- one run's trouble must not stop the others
             self._cannot_go_on(e)
 
@@ -202,15 +207,9 @@ class Runner:
         if pinned and workflow.version and pinned != workflow.version:
             found = f"the run is pinned to version {pinned!r}; this worker has {workflow.version!r}"
             machine.park("needs_version", found)
-        try:
-            if machine.parking is None:
-                machine.replay(now)
-            sync_point("recovery.after_replay")
-        except CutNeeded as wanted:
-            machine.evict()
-            self._machine = None
-            self._spawn(self._cut(wanted.at_seq, "recall"))
-            return
+        if machine.parking is None:
+            machine.replay(now)
+        sync_point("recovery.after_replay")
         if machine.parking is None:
             machine.recover(now)
             sync_point("recovery.after_doubts")
@@ -219,8 +218,9 @@ class Runner:
     async def _cut(self, at_seq: int, reason: str) -> None:
         stored = await self._house.store.history(self.row.pk)
         now = self._house.clock.now_ms()
+        row = replace(self.row, next_seq=self._next_seq, applied_seq=self._applied_seq)
         batch = bare_append(
-            self.row,
+            row,
             batch_id=ids.new_batch_id(),
             status="running",
             facts=[ev.RunReopened(time_ms=now, at_seq=at_seq, reason=reason)],
@@ -234,8 +234,9 @@ class Runner:
         except StoreError as e:
             self._lost(e)
             return
+        self._next_seq, self._applied_seq = answer.next_seq, batch.applied_seq
         self.row = replace(
-            self.row, next_seq=answer.next_seq, applied_seq=batch.applied_seq, status="running"
+            row, next_seq=answer.next_seq, applied_seq=batch.applied_seq, status="running"
         )
         await self.load()
 

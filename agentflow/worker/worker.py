@@ -139,7 +139,7 @@ class Worker:
             runner.stop()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._options.drain_seconds
-        while not self.is_quiet and loop.time() < deadline:
+        while not self.is_quiet and loop.time() < deadline:  # noqa: ASYNC110 -- no event says so
             await asyncio.sleep(0.01)
         await self._leave()
 

@@ -42,17 +42,16 @@ async def test_totals_over_a_hundred_thousand_lines(tmp_path: Path, by: GroupBy)
 
 
 def copy(file: Path) -> None:
-    """Write the first attempt and its line many times more."""
-    count = f"WITH RECURSIVE c(x) AS (SELECT 2 UNION ALL SELECT x + 1 FROM c WHERE x <= {COPIES})"
+    """Write the first attempt many times more, and its line four times for each."""
     with closing(sqlite3.connect(file)) as connection, connection:
-        for table in ("attempts", "cost_lines"):
-            info = connection.execute(f"PRAGMA table_info({table})")
-            columns = [row[1] for row in info]
-            values = ", ".join("x" if name == "n" else f"t.{name}" for name in columns)
-            copies = 4 if table == "cost_lines" else 1
-            for line in range(1, copies + 1):
-                chosen = values.replace("t.line", str(line))
-                connection.execute(
-                    f"INSERT INTO {table} {count} SELECT {chosen} FROM {table} t, c WHERE t.n = 1"  # noqa: S608
-                    + (" AND t.line = 1" if copies > 1 else "")
-                )
+        for table, lines in (("attempts", 1), ("cost_lines", 4)):
+            found = connection.execute(f"SELECT * FROM {table}")  # noqa: S608 -- its name is above
+            names = [column[0] for column in found.description]
+            row = dict(zip(names, found.fetchone(), strict=True))
+            copies = (
+                [*{**row, "n": n, **({"line": line} if lines > 1 else {})}.values()]
+                for n in range(2, COPIES + 2)
+                for line in range(1, lines + 1)
+            )
+            marks = ", ".join("?" * len(names))
+            connection.executemany(f"INSERT INTO {table} VALUES ({marks})", copies)  # noqa: S608

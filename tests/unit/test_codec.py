@@ -35,7 +35,8 @@ class Letter:
 
 
 ODD: Any = object()
-BROKEN = Named.model_construct(name="n", at=ODD)
+BROKEN = Named(name="n", at=Point(1))
+BROKEN.at = ODD
 
 
 @pytest.mark.parametrize(

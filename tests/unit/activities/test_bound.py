@@ -109,7 +109,7 @@ def test_no_bill_is_higher_than_the_bound(model: str, data: st.DataObject) -> No
 
 
 def test_the_reference_arithmetic() -> None:
-    """gpt-5-mini: $0.25 a million input, $2 output; priority is 1.8 times that (23 November 2026)."""
+    """gpt-5-mini: $0.25 a million in, $2 out; priority is 1.8 times that (23 November 2026)."""
     found = bound("openai:gpt-5-mini", "x" * 1_000, max_output_tokens=500)
 
     assert found.output_pico_usd == 3_600_000  # $3.60 a million
