@@ -242,7 +242,8 @@ class Run(Generic[R]):
                 if row.status in ENDED:
                     return cast("R", await self._outcome(row))
                 if row.status in PARKED:
-                    raise _parked(row)
+                    error = _parked(row)
+                    raise error
                 await watch.wait(news)
 
     async def until(self, wanted: Callable[[RunRow], bool]) -> RunRow:

@@ -3,7 +3,7 @@
     AgentflowError
     ├── Fail                        raised by your workflow: ends the run as failed
     ├── UsageError                  the call is wrong; nothing was written
-    │   ├── UnknownWorkflowError · UnknownActivityError · UnknownModelError
+    │   ├── UnknownWorkflowError · UnknownModelError
     │   ├── InputMismatchError      the id exists with another workflow or input
     │   ├── DuplicateKeyError       key="…" was used twice in one run
     │   ├── ForbiddenCallError      workflow code did I/O or read the world
@@ -100,13 +100,6 @@ class UnknownWorkflowError(UsageError):
 
     code = "AF201"
     default_hint = "Import the module that defines it before starting or resuming the run."
-
-
-class UnknownActivityError(UsageError):
-    """No activity of that name is registered in this process."""
-
-    code = "AF202"
-    default_hint = "Import the module that defines it."
 
 
 class UnknownModelError(UsageError):

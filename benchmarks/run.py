@@ -89,7 +89,7 @@ def cases() -> list[Case]:
         t = turns // SMALL
         found.append(Case(f"d/agentflow-{turns}", ["conversation.py", f"--turns={t}"]))
     found.append(Case("d/agentflow-window", ["conversation.py", f"--turns={t}", "--window=40"]))
-    for count in (1, 1000, 5000):
+    for count in (1000, 5000):
         c = max(1, count // SMALL)
         before = ["resume.py", f"--n={c}", "--mode=record"]
         found.append(Case(f"e/agentflow-{count}", ["resume.py", f"--n={c}"], before))
@@ -117,7 +117,7 @@ def peer_cases(peer: str, n: int, runs: int) -> list[Case]:
         case(f"d/{peer}-{turns}", "conversation", f"--turns={turns // SMALL}")
         for turns in (50, 100, 200, 400)
     ]
-    for count in (1, 1000, 5000):
+    for count in (1000, 5000):
         size = f"--n={max(1, count // SMALL)}"
         before = ("resume", size, "--mode=record")
         found.append(case(f"e/{peer}-{count}", "resume", size, before=before))

@@ -15,7 +15,7 @@ from typing import Any
 from agentflow.clock import Clock, SystemClock, from_ms, to_ms
 from agentflow.codec import adapter, canonical
 from agentflow.engine.definition import ActivityContext, ActivityOptions
-from agentflow.engine.definitions import REGISTRY, Activity
+from agentflow.engine.definitions import Activity
 from agentflow.errors import ProviderError, ResponseLostError, UnknownModelError, UsageError
 from agentflow.ledger.entries import AttemptRecord, AttemptStatus, Priced
 from agentflow.llm.request import ModelRequest, ToolSpec
@@ -150,7 +150,6 @@ llm_call = Activity(
     name="llm_call",
     options=ActivityOptions(effect="idempotent", retry=MODEL_RETRY, on_doubt="retry", resumes=True),
 )
-REGISTRY.add(llm_call)
 
 
 def _models(ctx: ActivityContext) -> Models:

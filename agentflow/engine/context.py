@@ -179,7 +179,7 @@ class Context(Protocol):
         """Set searchable attributes."""
         ...
 
-    def continue_as_new(self, arguments: Mapping[str, Any]) -> BaseException:
+    def continue_as_new(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> BaseException:
         """Return what to raise to go on with a fresh history segment."""
         ...
 

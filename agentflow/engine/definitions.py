@@ -20,7 +20,7 @@ from agentflow.engine.definition import (
     OnDoubt,
 )
 from agentflow.engine.doors import guard_namespace
-from agentflow.errors import UnknownActivityError, UnknownWorkflowError, UsageError
+from agentflow.errors import UnknownWorkflowError, UsageError
 from agentflow.retry import NO_RETRY, RetryPolicy
 
 P = ParamSpec("P")
@@ -138,28 +138,26 @@ class Activity(ActivityDefinition[P, R_co]):
 
 
 class Registry:
-    """Definitions by name. One per process: a decorated function is a fact of the program."""
+    """Workflows by name. One per process: a decorated function is a fact of the program.
+
+    Activities need no names here: a run finds its calls through the code that makes them, so two
+    modules may each have a tool called ``search``.
+    """
 
     def __init__(self) -> None:
         self.workflows: dict[str, Workflow[..., Any]] = {}
-        self.activities: dict[str, Activity[..., Any]] = {}
 
-    def add(self, definition: Workflow[..., Any] | Activity[..., Any]) -> None:
-        """Register a definition; the same function again replaces itself.
+    def add(self, definition: Workflow[..., Any]) -> None:
+        """Register a workflow; the same function again replaces itself.
 
         Raises:
             UsageError: another function has that name.
         """
-        table: dict[str, Any] = (
-            self.workflows if isinstance(definition, Workflow) else self.activities
-        )
-        known = table.get(definition.name)
+        known = self.workflows.get(definition.name)
         if known is not None and not _same_place(known.fn, definition.fn):
-            kind = type(definition).__name__.lower()
-            msg = f"two functions are registered as {kind} {definition.name!r}"
-            hint = f"Give one of them another name: @{kind}(name=…)."
-            raise UsageError(msg, hint=hint)
-        table[definition.name] = definition
+            msg = f"two functions are registered as workflow {definition.name!r}"
+            raise UsageError(msg, hint="Give one of them another name: @workflow(name=…).")
+        self.workflows[definition.name] = definition
 
     def workflow(self, name: str) -> Workflow[..., Any]:
         """Return a workflow by name.
@@ -172,18 +170,6 @@ class Registry:
             known = ", ".join(sorted(self.workflows)) or "none"
             msg = f"workflow {name!r} is not registered here (registered: {known})"
             raise UnknownWorkflowError(msg)
-        return found
-
-    def activity(self, name: str) -> Activity[..., Any]:
-        """Return an activity by name.
-
-        Raises:
-            UnknownActivityError: it is not registered in this process.
-        """
-        found = self.activities.get(name)
-        if found is None:
-            msg = f"activity {name!r} is not registered here"
-            raise UnknownActivityError(msg)
         return found
 
 
@@ -308,9 +294,7 @@ def activity(
     fn: Callable[Concatenate[ActivityContext, P], Coroutine[Any, Any, R]], /
 ) -> Activity[P, Coroutine[Any, Any, R]]: ...
 @overload
-def activity(
-    fn: Callable[P, Coroutine[Any, Any, R]], /
-) -> Activity[P, Coroutine[Any, Any, R]]: ...
+def activity(fn: Callable[P, Coroutine[Any, Any, R]], /) -> Activity[P, Coroutine[Any, Any, R]]: ...
 @overload
 def activity(
     fn: Callable[Concatenate[ActivityContext, P], R], /
@@ -351,8 +335,6 @@ def activity(fn: Any = None, /, *, name: str | None = None, **terms: Any) -> Any
     """
 
     def register(function: Callable[..., Any]) -> Activity[..., Any]:
-        made = Activity(function, name=name, options=options_of(**terms))
-        REGISTRY.add(made)
-        return made
+        return Activity(function, name=name, options=options_of(**terms))
 
     return register if fn is None else register(fn)

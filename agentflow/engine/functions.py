@@ -17,7 +17,7 @@ from agentflow.engine.context import (
     current_context,
     require_context,
 )
-from agentflow.engine.definitions import REGISTRY, Workflow
+from agentflow.engine.definitions import Workflow
 from agentflow.engine.doors import doors_lifted
 
 P = ParamSpec("P")
@@ -223,9 +223,7 @@ def continue_as_new(*args: Any, **kwargs: Any) -> NoReturn:
     Raises:
         ContinueAsNew: control flow; let it through.
     """
-    context = require_context("continue_as_new")
-    target = REGISTRY.workflow(context.info.workflow)
-    raise context.continue_as_new(target.bind(args, kwargs))
+    raise require_context("continue_as_new").continue_as_new(args, kwargs)
 
 
 def _seconds(span: timedelta | float | None) -> float | None:

@@ -11,6 +11,7 @@ from uuid import UUID
 from agentflow.codec import Codec, Parts
 from agentflow.engine.calls import Call, CallFuture
 from agentflow.engine.context import ActivityCall, ChildCall, Decision, RandomStream, RunInfo
+from agentflow.engine.definition import Definition
 from agentflow.engine.ending import ContinueAsNew
 from agentflow.engine.fingerprint import fingerprint
 from agentflow.engine.keys import current_lineage
@@ -31,6 +32,11 @@ class Asked(Protocol):
     patches: dict[str, bool]
     queries: dict[str, Callable[..., Any]]
     attributes: dict[str, Any]
+
+    @property
+    def workflow(self) -> Definition[..., Any]:
+        """The code that runs."""
+        ...
 
     def ask(self, call: Call) -> CallFuture:
         """Register a call."""
@@ -186,7 +192,6 @@ class MachineContext:
         if machine.live:
             machine.note(ev.AttributesSet(attributes=dict(attributes)))
 
-    def continue_as_new(self, arguments: Mapping[str, Any]) -> BaseException:
+    def continue_as_new(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> BaseException:
         """Return what to raise to go on with a fresh segment."""
-        self._open()
-        return ContinueAsNew(dict(arguments))
+        return ContinueAsNew(self._open().workflow.bind(args, kwargs))

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from agentflow.providers.scripted import attempts, call, script
     from agentflow.testing.clock import ManualClock
     from agentflow.testing.crash import crash_at
+    from agentflow.testing.invariants import verify
     from agentflow.testing.loopback import LoopbackServer
     from agentflow.testing.replay import assert_replays
     from agentflow.testing.store_conformance import StoreConformance
-    from agentflow.testing.verify import verify
 
 _HOMES = {
     "LoopbackServer": "testing.loopback",
@@ -27,7 +27,7 @@ _HOMES = {
     "call": "providers.scripted",
     "crash_at": "testing.crash",
     "script": "providers.scripted",
-    "verify": "testing.verify",
+    "verify": "testing.invariants",
 }
 
 __all__ = [

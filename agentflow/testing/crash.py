@@ -22,9 +22,9 @@ from agentflow.engine.definitions import Workflow
 from agentflow.errors import RunFailedError, RunParkedError
 from agentflow.protocols import Store
 from agentflow.testing.clock import ManualClock
+from agentflow.testing.invariants import VerificationError, problems
 from agentflow.testing.stage import Operator, Stage, blocking, result_of
 from agentflow.testing.store import MortalStore
-from agentflow.testing.verify import VerificationError, problems
 
 T = TypeVar("T")
 

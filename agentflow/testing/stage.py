@@ -28,8 +28,8 @@ from agentflow.errors import RunEndedError
 from agentflow.protocols import Store
 from agentflow.storage import SqlStore
 from agentflow.testing.clock import ManualClock
+from agentflow.testing.invariants import VerificationError, problems
 from agentflow.testing.store import ReplayCheck, WrappedStore
-from agentflow.testing.verify import VerificationError, problems
 from agentflow.worker.worker import WorkerOptions
 
 T = TypeVar("T")
@@ -160,7 +160,7 @@ class Stage:
         return blocking(inside)
 
     def verify(self, **options: Any) -> None:
-        """Check everything that is recorded; see `agentflow.testing.verify`.
+        """Check everything that is recorded; see `agentflow.testing.invariants`.
 
         Raises:
             VerificationError: something is not as it must be.

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from agentflow.codec import to_json
 from agentflow.engine.context import ActivityCall
 from agentflow.engine.definition import ActivityContext, ActivityOptions, Effect, OnDoubt
-from agentflow.engine.definitions import REGISTRY, Activity, options_of
+from agentflow.engine.definitions import Activity, options_of
 from agentflow.errors import PayloadError, UsageError
 from agentflow.llm.request import ToolSpec
 from agentflow.retry import RetryPolicy
@@ -216,7 +216,7 @@ def tool(
     terms["retry"] = terms.get("retry") or 1
 
     def register(function: Callable[..., Any]) -> Tool[..., Any]:
-        made = Tool(
+        return Tool(
             function,
             name=name,
             options=options_of(**terms),
@@ -226,8 +226,6 @@ def tool(
             description=description,
             strict=strict,
         )
-        REGISTRY.add(made)
-        return made
 
     return register if fn is None else register(fn)
 

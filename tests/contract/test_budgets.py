@@ -462,8 +462,6 @@ async def test_a_call_without_a_bound_is_refused_with_the_reason(file: Path) -> 
 
 async def test_priced_tools_are_guarded_too(file: Path) -> None:
     """A tool with a price reserves it; one without is free under any budget."""
-    REGISTRY.activities.pop("b_lookup", None)
-    REGISTRY.activities.pop("b_note", None)
 
     @tool(name="b_lookup", effect="read", cost_usd=Decimal("0.40"))
     async def lookup(i: int) -> int:

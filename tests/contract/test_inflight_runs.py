@@ -22,8 +22,8 @@ from agentflow.ledger.reports import LedgerRow
 from agentflow.providers.background import Patience
 from agentflow.providers.openai_responses import OpenAIResponses
 from agentflow.retry import MODEL_RETRY
+from agentflow.testing.invariants import problems
 from agentflow.testing.loopback import Answer, Fault, LoopbackServer, Seen
-from agentflow.testing.verify import problems
 from tests.contract.provider_dialects import KEY, NO_TLS
 
 TEXT = "one two three four five six"

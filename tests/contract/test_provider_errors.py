@@ -271,12 +271,12 @@ def test_cancelling_cancels_and_hangs_up(dialect: Dialect, *, stream: bool) -> N
 
     async def cancel(client: Client) -> None:
         task = asyncio.create_task(client.complete(ask(dialect), stream=stream))
-        while not server.requests:  # noqa: ASYNC110 -- the server lives in threads
+        while not server.requests:
             await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        while server.requests[0].outcome == "pending":  # noqa: ASYNC110
+        while server.requests[0].outcome == "pending":
             await asyncio.sleep(0.01)
 
     fault = Fault(pause_seconds=0.2) if stream else Fault(delay_seconds=20)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -233,12 +233,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.unsure: list[tuple[str, Unsure]] = []
         self.count = 0
 
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def run(self, work: Callable[[], Awaitable[Any]]) -> Any:
         """Run to the end; return the result, or the type of the error."""
 
         async def caught() -> Any:
             try:
-                return await coroutine
+                return await work()
             except Exception as e:  # noqa: BLE001 -- compared with the model's
                 return e
 
@@ -253,18 +253,18 @@ class StoreMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         """Start both runs."""
-        assert self.run(self.store.open()) is None
-        assert self.run(self.store.try_own("anna"))
+        assert self.run(self.store.open) is None
+        assert self.run(lambda: self.store.try_own("anna"))
         for id_ in RUNS:
             event = RunStarted(workflow="w", seed="s", logic_flags=[])
             new = NewRun(project="default", id=id_, workflow="w", started=event, parts=Parts())
-            ((row, _),) = self.run(self.store.start([new]))
+            ((row, _),) = self.run(lambda: self.store.start([new]))
             self.model[id_] = ModelRun(row.pk)
         self.claim("anna", 1)
 
     def teardown(self) -> None:
         """Close the store and its loop."""
-        self.run(self.store.close())
+        self.run(self.store.close)
         self.runner.close()
 
     @rule(worker=workers, limit=st.integers(1, 2))
@@ -272,7 +272,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Take what is due: of the dead first, then the free."""
         due = [(r.owner is None, id_) for id_, r in self.model.items() if r.due]
         wanted = [id_ for _, id_ in sorted(due) if self.model[id_].owner != worker][:limit]
-        claimed = self.run(self.store.claim(worker, now_ms=self.clock.ms, limit=limit))
+        claimed = self.run(lambda: self.store.claim(worker, now_ms=self.clock.ms, limit=limit))
         assert [c.row.id for c in claimed] == wanted
         for one in claimed:
             run = self.model[one.row.id]
@@ -302,7 +302,7 @@ class StoreMachine(RuleBasedStateMachine):
                 start = starting(key, approval_id=id_, call_digest=digest)
                 fields["starts"] = [start, replace(start, event=starting(f"{key}b").event)]
             case "record":
-                rows = self.run(self.store.inbox([self.model[run_id].pk]))
+                rows = self.run(lambda: self.store.inbox([self.model[run_id].pk]))
                 done = [row.message.id for row in rows]
                 facts = [SignalReceived(name="s", message_id=m) for m in done]
                 fields["inbox_done"] = [row.row for row in rows]
@@ -340,7 +340,7 @@ class StoreMachine(RuleBasedStateMachine):
     def suffer(self, worker: str, one: Unsure, trouble: str) -> None:
         """Append in spite of *trouble*."""
         seen = self.gremlins.plan(trouble)
-        answer = self.run(self.store.append(one.batch))
+        answer = self.run(lambda: self.store.append(one.batch))
         if trouble in {"busy", "full"}:
             assert answer == seen
             self.unsure.append((worker, one))
@@ -365,7 +365,7 @@ class StoreMachine(RuleBasedStateMachine):
     def reissue(self) -> None:
         """Send a batch again whose reply was lost; the newest, as a worker would."""
         worker, one = self.unsure.pop()
-        answer = self.run(self.store.append(one.batch))
+        answer = self.run(lambda: self.store.append(one.batch))
         self.settle(worker, one, answer, self.model[one.run_id].append(one.batch, one.done))
 
     @precondition(lambda self: self.believed)
@@ -377,9 +377,9 @@ class StoreMachine(RuleBasedStateMachine):
 
         async def together() -> list[Any]:
             calls = [self.store.append(one.batch) for _, one in batches]
-            return await asyncio.gather(*calls, return_exceptions=True)  # noqa: TID251
+            return await asyncio.gather(*calls, return_exceptions=True)
 
-        answers = [type(a) if isinstance(a, Exception) else a for a in self.run(together())]
+        answers = [type(a) if isinstance(a, Exception) else a for a in self.run(together)]
         for (worker, one), answer in zip(batches, answers, strict=True):
             expected = self.model[one.run_id].append(one.batch, one.done)
             self.settle(worker, one, answer, expected)
@@ -394,7 +394,7 @@ class StoreMachine(RuleBasedStateMachine):
         worker, run_id = self.pick(who)
         for shape in ("ask", *shapes):
             one = self.batch(worker, run_id, shape)
-            answer = self.run(self.store.append(one.batch))
+            answer = self.run(lambda: self.store.append(one.batch))
             self.settle(worker, one, answer, self.model[run_id].append(one.batch, one.done))
             if shape == "ask":
                 self.answer(run_id, yes=True)
@@ -407,7 +407,7 @@ class StoreMachine(RuleBasedStateMachine):
         old = sorted(run.known)
         id_ = old[-1] if again and old else f"m{self.number()}"
         message = Message(id=id_, kind=kind)
-        assert self.run(self.store.send("default", run_id, message)) == run.send(message)
+        assert self.run(lambda: self.store.send("default", run_id, message)) == run.send(message)
 
     @rule(run_id=run_ids, yes=st.booleans())
     def decide(self, run_id: str, yes: bool) -> None:  # noqa: FBT001
@@ -422,7 +422,7 @@ class StoreMachine(RuleBasedStateMachine):
         id_, question = list(run.questions.items())[-1]
         decision = "approved" if yes else "denied"
         message = Message(id=f"m{self.number()}", kind="approval", data={"decision": decision})
-        answer = self.run(self.store.decide("default", id_, message))
+        answer = self.run(lambda: self.store.decide("default", id_, message))
         if question.status != "pending":
             assert answer == UsageError
             return
@@ -443,7 +443,7 @@ class StoreMachine(RuleBasedStateMachine):
     def release(self, worker: str, run_id: str) -> None:
         """Shut down."""
         run = self.model[run_id]
-        self.run(self.store.release(worker, [run.pk]))
+        self.run(lambda: self.store.release(worker, [run.pk]))
         run.owner = None if run.owner == worker else run.owner
 
     @invariant()

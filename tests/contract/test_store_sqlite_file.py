@@ -1,6 +1,6 @@
 """What is SQLite's own: the file, its owner, its locks, its damages."""
 
-# ruff: noqa: ASYNC240, S608 -- nothing else runs on these loops; no value from outside
+# ruff: noqa: S608 -- nothing else runs on these loops; no value from outside
 
 from __future__ import annotations
 
@@ -313,7 +313,7 @@ def test_a_verb_with_a_bug_hurts_nobody_else(tmp_path: Path) -> None:
     async def scenario(w: World, path: Path) -> None:
         assert isinstance(w.store, SqlStore)
         write = w.store._db.write
-        answers = await asyncio.gather(  # noqa: TID251 -- all in one commit
+        answers = await asyncio.gather(
             w.start("r1"),
             write(buggy, 0),
             write(buggy, 0),

@@ -19,7 +19,7 @@ from agentflow.protocols import ENDED, PARKED
 from agentflow.sync_point import arm
 from agentflow.testing.clock import FastClock
 from agentflow.testing.facts import StoreFacts, read_file
-from agentflow.testing.verify import Effect, problems
+from agentflow.testing.invariants import Effect, problems
 from agentflow.worker.worker import WorkerOptions
 from tests.crash import planted, workloads
 from tests.crash.counter import Outside

@@ -81,7 +81,7 @@ def write(results: Sequence[Result], facts: str) -> None:
         "Written by `make crash`. A real process works on each workload and is killed with "
         "SIGKILL: at each hit of each named point, again while it recovers, and at random times; "
         "then it is started again until the run has ended. Effects are counted by another process "
-        "that is never killed, and `agentflow.testing.verify` reads the whole store.\n\n"
+        "that is never killed, and `agentflow.testing.invariants` reads the whole store.\n\n"
         f"{text}\n\n{facts}\n"
     )
     readme = ROOT / "README.md"

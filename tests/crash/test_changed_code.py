@@ -26,7 +26,6 @@ async def _pay(prompt: str) -> str:
 def stage(path: Path, fn: Callable[..., Any], on_mismatch: OnMismatch = "strict") -> Stage:
     """Return a stage whose code is *fn*, as the workflow ``story``."""
     registry = Registry()
-    registry.add(pay)
     registry.add(Workflow(fn, name="story", on_mismatch=on_mismatch))
     return Stage(path=path, registry=registry)
 

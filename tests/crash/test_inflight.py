@@ -20,8 +20,8 @@ import agentflow
 from agentflow.history import events as ev
 from agentflow.llm.stream import Delta, StreamItem
 from agentflow.testing.facts import RunFacts, read_file
+from agentflow.testing.invariants import problems
 from agentflow.testing.loopback import Answer, Fault, LoopbackServer, Seen
-from agentflow.testing.verify import problems
 from tests.crash.inflight import KINDS, TURNS, Life, live, processes, weighing
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow]

@@ -26,13 +26,13 @@ MEASURED = {
 @pytest.fixture
 def _clean(tmp_path: Path) -> Iterator[None]:
     """Forget what a page has registered."""
-    workflows, activities = dict(REGISTRY.workflows), dict(REGISTRY.activities)
+    workflows = dict(REGISTRY.workflows)
     scripts, modules = dict(scripted._REGISTERED), set(sys.modules)
     yield
     for name in set(sys.modules) - modules:
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
-    REGISTRY.workflows, REGISTRY.activities = workflows, activities
+    REGISTRY.workflows = workflows
     scripted._REGISTERED.clear()
     scripted._REGISTERED.update(scripts)
 

@@ -71,7 +71,7 @@ def test_a_value_comes_back_as_it_was(value: object, annotation: Any) -> None:
         (float("nan"), float, "nan"),
         ({"deep": {"x": float("inf")}}, Any, r"\['deep'\]\['x'\] is inf"),
         ("text", int, "does not fit int"),
-        (Named.model_construct(name="n", at=object()), Named, "does not fit|at is an object"),
+        (BROKEN, Named, "does not fit|at is an object"),
         ("\ud800", str, "no JSON form"),
     ],
 )

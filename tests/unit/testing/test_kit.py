@@ -16,9 +16,9 @@ from agentflow import Agent, Run, activity, approve, now, wait_signal, workflow
 from agentflow.codec import PlainCipher
 from agentflow.testing.clock import ManualClock
 from agentflow.testing.crash import CrashReport, crash_at
+from agentflow.testing.invariants import VerificationError
 from agentflow.testing.replay import ReplayError, assert_replays
 from agentflow.testing.stage import Stage
-from agentflow.testing.verify import VerificationError
 
 CALLS: list[int] = []
 

@@ -18,8 +18,8 @@ from agentflow.engine.functions import approve, wait_signal
 from agentflow.history import events as ev
 from agentflow.history.audit import GENESIS, event_hash
 from agentflow.testing.facts import RunFacts, read_file
+from agentflow.testing.invariants import Effect, VerificationError, calls_of, problems, verify
 from agentflow.testing.stage import Stage
-from agentflow.testing.verify import Effect, VerificationError, calls_of, problems, verify
 
 REGISTRY = Registry()
 SEEN: list[Effect] = []
@@ -51,7 +51,6 @@ async def _story(start: int) -> int:
 
 
 story = Workflow(_story, name="story")
-REGISTRY.add(act)
 REGISTRY.add(story)
 
 

@@ -12,7 +12,6 @@ from pydantic import Field
 
 from agentflow.activities.tool_call import tool_record
 from agentflow.engine.definition import ActivityContext, ActivityDefinition, ActivityOptions
-from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import UsageError
 from agentflow.llm.request import ToolSpec
 from agentflow.retry import NO_RETRY, RetryPolicy
@@ -49,7 +48,6 @@ def test_a_bare_tool_is_an_idempotent_activity() -> None:
     assert find_words.options == ActivityOptions(retry=NO_RETRY)
     assert find_words.needs_approval is False
     assert find_words.cost_usd is None
-    assert REGISTRY.activity("find_words") is find_words
 
 
 def test_terms_are_those_of_an_activity() -> None:
