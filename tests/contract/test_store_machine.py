@@ -10,6 +10,7 @@ import asyncio
 import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -258,7 +259,7 @@ class StoreMachine(RuleBasedStateMachine):
         for id_ in RUNS:
             event = RunStarted(workflow="w", seed="s", logic_flags=[])
             new = NewRun(project="default", id=id_, workflow="w", started=event, parts=Parts())
-            ((row, _),) = self.run(lambda: self.store.start([new]))
+            ((row, _),) = self.run(partial(self.store.start, [new]))
             self.model[id_] = ModelRun(row.pk)
         self.claim("anna", 1)
 
@@ -394,7 +395,7 @@ class StoreMachine(RuleBasedStateMachine):
         worker, run_id = self.pick(who)
         for shape in ("ask", *shapes):
             one = self.batch(worker, run_id, shape)
-            answer = self.run(lambda: self.store.append(one.batch))
+            answer = self.run(partial(self.store.append, one.batch))
             self.settle(worker, one, answer, self.model[run_id].append(one.batch, one.done))
             if shape == "ask":
                 self.answer(run_id, yes=True)
