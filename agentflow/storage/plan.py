@@ -81,8 +81,8 @@ class State:
     output_seq: int | None
     parent_pk: int | None
     parent_key: str | None
-    budget: int
-    tags: str | None
+    budget: int = 0
+    tags: str | None = None
     waiting: list[tuple[int, str]] = field(default_factory=list)
 
 
