@@ -8,8 +8,10 @@ import json
 from typing import Any
 
 from agentflow.codec import Bodies, Codec, Parts, Payload, to_json
+from agentflow.engine.calls import Call
 from agentflow.engine.definition import Definition
 from agentflow.errors import PayloadError
+from agentflow.history.events import ActivityScheduled, ChildStarted
 
 _DIFF_LINES = 40  # enough to see what was edited; the whole request is in `show --messages`
 
@@ -52,6 +54,25 @@ def difference(
     if len(lines) > _DIFF_LINES:
         lines = [*lines[:_DIFF_LINES], f"… {len(lines) - _DIFF_LINES} more lines"]
     return "\n".join(lines)
+
+
+def name_of(recorded: ActivityScheduled | ChildStarted) -> str:
+    """Return the name of the activity or workflow that was recorded."""
+    return recorded.name if isinstance(recorded, ActivityScheduled) else recorded.workflow
+
+
+def mismatch_text(
+    call: Call, recorded: ActivityScheduled | ChildStarted, codec: Codec, bodies: Bodies
+) -> str:
+    """Return in words how *call* differs from what is recorded under its key."""
+    first = f"{call.key}: the code asks for {call.name} with other input than was recorded"
+    if name_of(recorded) != call.name:
+        first = f"{call.key}: the code asks for {call.name}, the history holds {name_of(recorded)}"
+    asked = call.activity_call
+    if asked is None or recorded.payload is None:
+        return first
+    text = difference(asked.activity, recorded.payload, dict(asked.arguments), codec, bodies)
+    return f"{first}\n{text}"
 
 
 def _raw(codec: Codec, payload: Payload, bodies: Bodies) -> Any:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -40,15 +39,16 @@ from agentflow.engine.context import Decision, RandomStream, RunInfo
 from agentflow.engine.definition import ActivityOptions
 from agentflow.engine.definitions import OnMismatch, Workflow
 from agentflow.engine.ending import Ending, Parking, bug_text, ending_of
-from agentflow.engine.fingerprint import difference, refreshed
+from agentflow.engine.fingerprint import mismatch_text, name_of, refreshed
 from agentflow.engine.loop import WorkflowLoop
+from agentflow.engine.mailbox import Mailbox
+from agentflow.engine.memo import Voided
 from agentflow.engine.run_context import MachineContext
 from agentflow.engine.task import DurableTimer
 from agentflow.errors import (
     AgentflowError,
     ApprovalDeniedError,
     BudgetError,
-    DecodeError,
     InDoubtError,
     RunCancelledError,
     RunFailedError,
@@ -134,11 +134,8 @@ class Machine:
         self._dropped: list[Call] = []
         self._notes: list[ev.AnyEvent] = []
         self._approvals: dict[str, Call] = {}
-        self._buffers: dict[str, deque[ev.SignalReceived]] = {}
-        self._waiters: dict[str, deque[tuple[CallFuture, Any]]] = {}
-        self._memo: dict[tuple[str, str], ev.AnyEvent] = {}
-        self._old_attempts: dict[str, int] = {}
-        self._void_failed: set[str] = set()
+        self._mailbox = Mailbox(self._value)
+        self._voided = Voided(history)
         self._late: list[Arrival] = []
         self._to_start: dict[str, Call] = {}
         self._held: dict[str, tuple[Call, str]] = {}  # refused by a budget: why, in words
@@ -159,7 +156,6 @@ class Machine:
         """
         for event in self.history.effective:
             self._index(event)
-        self._index_void()
         for event in self.history.effective:
             self.live = event.seq > self.applied_seq
             self._now_ms = max(self._now_ms, event.time_ms)
@@ -184,29 +180,6 @@ class Machine:
             self._accepted.setdefault(event.key, set()).add(event.fingerprint)
         elif isinstance(event, ev.RunResumed) and event.on_mismatch in {"reuse", "recall"}:
             self._on_mismatch = "reuse" if event.on_mismatch == "reuse" else "recall"
-
-    def _index_void(self) -> None:
-        """After a cut: remember voided outcomes (they answer equal calls) and attempt numbers."""
-        prints: dict[str, str] = {}
-        last_cut = max(self.history.cut_ids, default=0)
-        for event in (*self.history.effective, *self.history.void):
-            if isinstance(event, (ev.ActivityScheduled, ev.ChildStarted)) and event.key:
-                prints[event.key] = event.fingerprint
-            elif isinstance(event, ev.ActivityStarted) and event.seq < last_cut:
-                # Who retries a run means it: attempts before that do not count as tries.
-                key = event.key or ""
-                self._old_attempts[key] = max(event.attempt, self._old_attempts.get(key, 0))
-        for event in self.history.void:
-            key = event.key or ""
-            if isinstance(event, ev.ActivityCompleted):
-                self._memo[key, prints.get(key, "")] = event
-            elif isinstance(event, ev.ActivityFailed) and event.retry_at_ms is None:
-                self._void_failed.add(key)
-            elif isinstance(event, ev.ChildFinished):
-                if event.status == "completed":
-                    self._memo[key, prints.get(key, "")] = event
-                else:
-                    self._void_failed.add(key)
 
     def _check_asked(self) -> None:
         """Park the run where the history holds a call that code did not ask for."""
@@ -364,7 +337,7 @@ class Machine:
                 call = self._known(event)
                 call.state, call.attempt = "started", event.attempt
                 if event.seq > max(self.history.cut_ids, default=event.seq):
-                    self._void_failed.discard(call.key)  # it has been tried again since the cut
+                    self._voided.tried_again(call.key)
                 self._to_start.pop(call.key, None)
                 self._backoff.pop(call.key, None)
             case ev.ActivityProgressed():
@@ -399,7 +372,7 @@ class Machine:
                 call = self._known(event)
                 call.cancel_recorded, call.state = True, "done"
             case ev.SignalReceived():
-                return self._deliver(event)
+                return self._mailbox.deliver(event)
             case ev.ApprovalRequested():
                 call = self._known(event)
                 call.approval_id = event.approval_id
@@ -540,29 +513,6 @@ class Machine:
         self.loop.fire(call.timer)
         return True
 
-    def _deliver(self, event: ev.SignalReceived) -> bool:
-        waiters = self._waiters.get(event.name)
-        while waiters:
-            future, annotation = waiters.popleft()
-            if future.done():
-                continue
-            if self._hand_over(event, future, annotation):
-                return True
-            waiters.appendleft((future, annotation))
-            return False
-        self._buffers.setdefault(event.name, deque()).append(event)
-        return False
-
-    def _hand_over(self, event: ev.SignalReceived, future: CallFuture, annotation: Any) -> bool:
-        try:
-            value = self._value(event.payload, annotation, f"signal {event.name}")
-        except DecodeError as e:
-            # A stranger's malformed message must not park the run; it stays in the history.
-            _LOG.warning("signal does not fit and is skipped", extra={"error": str(e)})
-            return False
-        future.set_result(value)
-        return True
-
     def _decide(self, event: ev.ApprovalDecided) -> bool:
         call = self._approvals.get(event.approval_id)
         if call is None or call.state == "done":
@@ -670,7 +620,7 @@ class Machine:
         if call.fingerprint in self._accepted.get(call.key, ()):
             return True
         definition = self._definition(call)
-        same_name = _is_same_name(call, recorded)
+        same_name = name_of(recorded) == call.name
         if same_name and definition is not None and recorded.payload is not None:
             again = refreshed(definition, recorded.payload, self.codec, self.bodies)
             if (
@@ -684,23 +634,11 @@ class Machine:
             return True
         if self._on_mismatch == "recall":
             raise CutNeeded(recorded.seq - 1)
-        self.park("needs_version", self._mismatch_text(call, recorded))
+        self.park("needs_version", mismatch_text(call, recorded, self.codec, self.bodies))
         return False
 
     def _definition(self, call: Call) -> Any:
         return call.activity_call.activity if call.activity_call else None
-
-    def _mismatch_text(self, call: Call, recorded: ev.ActivityScheduled | ev.ChildStarted) -> str:
-        name = recorded.name if isinstance(recorded, ev.ActivityScheduled) else recorded.workflow
-        first = f"{call.key}: the code asks for {call.name} with other input than was recorded"
-        if name != call.name:
-            first = f"{call.key}: the code asks for {call.name}, the history holds {name}"
-        definition = self._definition(call)
-        if definition is None or recorded.payload is None or call.activity_call is None:
-            return first
-        asked = dict(call.activity_call.arguments)
-        text = difference(definition, recorded.payload, asked, self.codec, self.bodies)
-        return f"{first}\n{text}"
 
     def _flush(self) -> None:
         """Write intents for what was asked and is not recorded."""
@@ -750,7 +688,7 @@ class Machine:
             ),
             self._now_ms,
         )
-        memo = self._memo.pop((call.key, call.fingerprint), None)
+        memo = self._voided.take(call.key, call.fingerprint)
         if isinstance(memo, ev.ActivityCompleted):
             self._pending_memo(call, memo)
         elif asked.needs_approval:
@@ -771,10 +709,10 @@ class Machine:
             self._drain()
 
     def _start_child(self, call: Call) -> None:
-        memo = self._memo.pop((call.key, call.fingerprint), None)
+        memo = self._voided.take(call.key, call.fingerprint)
         if isinstance(memo, ev.ChildFinished):
             call.child_id = memo.child_id
-        elif call.key in self._void_failed:
+        elif self._voided.has_failed(call.key):
             call.child_id = self.child_id(f"{call.key}@{self.next_seq}")
         self.record(
             ev.ChildStarted(
@@ -858,7 +796,7 @@ class Machine:
                 self._batch.starts.append(self._attempt(call, now_ms))
 
     def _attempt(self, call: Call, now_ms: int) -> AttemptStart:
-        call.attempt_base = self._old_attempts.get(call.key, 0)
+        call.attempt_base = self._voided.attempts(call.key)
         call.attempt = max(call.attempt, call.attempt_base)
         event = ev.ActivityStarted(
             key=call.key, time_ms=max(now_ms, self._now_ms), attempt=call.attempt + 1, granted={}
@@ -930,14 +868,14 @@ class Machine:
 
     def _settle_doubt(self, call: Call, now_ms: int) -> None:
         """Answer from what a cut made void, where that tells; else the call is in doubt."""
-        memo = self._memo.pop((call.key, call.fingerprint), None)
+        memo = self._voided.take(call.key, call.fingerprint)
         if isinstance(memo, ev.ActivityCompleted):
             draft = ev.ActivityCompleted(
                 key=call.key, payload=memo.payload, attempt=memo.attempt, memo_seq=memo.seq
             )
             self._arrive(Arrival(event=draft), now_ms)
-        elif call.key in self._void_failed:
-            self._void_failed.discard(call.key)
+        elif self._voided.has_failed(call.key):
+            self._voided.tried_again(call.key)
             self.start_again(call)
         else:
             self.doubt(call, now_ms)
@@ -1016,9 +954,7 @@ class Machine:
             for c in self._open_calls.values()
             if c.approval_id and c.state != "started"
         ]
-        words += [
-            f"signal {n}" for n, w in self._waiters.items() if any(not f.done() for f, _ in w)
-        ]
+        words += [f"signal {name}" for name in self._mailbox.wanted()]
         words += [
             f"child {c.child_id[:13]}" for c in self._open_calls.values() if c.kind == "child"
         ]
@@ -1099,8 +1035,7 @@ class Machine:
             payload = self.codec.encode_fields(
                 ending.value, self.workflow.annotations, parts, what=what
             )
-            carried = [s for buffer in self._buffers.values() for s in buffer]
-            carried.sort(key=lambda s: s.seq)
+            carried = self._mailbox.unread()
             first = ev.RunContinued(payload=payload, signals=[s.seq for s in carried])
             return [(first, parts), *((replace(s, seq=0), None) for s in carried)]
         what = f"{self.workflow.name}() result"
@@ -1162,13 +1097,7 @@ class Machine:
 
     def next_signal(self, name: str, annotation: Any) -> CallFuture:
         """Return the next signal of *name*, now or later."""
-        future = CallFuture(self.loop, None)
-        buffer = self._buffers.get(name)
-        while buffer:
-            if self._hand_over(buffer.popleft(), future, annotation):
-                return future
-        self._waiters.setdefault(name, deque()).append((future, annotation))
-        return future
+        return self._mailbox.receive(name, annotation, CallFuture(self.loop, None))
 
     def child_id(self, key: str) -> str:
         """Return the id of the child run that *key* starts: the same on every replay."""
@@ -1191,11 +1120,6 @@ _GOES_ON = {"resume", "retry"}  # policies under which the next attempt starts b
 def _policy(call: Call, options: ActivityOptions) -> str:
     """Return what is done about a doubtful attempt: where its handle is known, no doubt is left."""
     return "resume" if options.resumes and call.provider_ref else options.doubt_policy
-
-
-def _is_same_name(call: Call, recorded: ev.ActivityScheduled | ev.ChildStarted) -> bool:
-    name = recorded.name if isinstance(recorded, ev.ActivityScheduled) else recorded.workflow
-    return name == call.name
 
 
 _SPACE = uuid.UUID("6a7e1e1a-5b1e-5f3f-9a53-0d2c6f3e9b10")
