@@ -554,17 +554,17 @@ def test_sums_are_shown_exactly(amounts: list[int | None]) -> None:
     connection = sqlite3.connect(":memory:")
     connection.executescript(
         "CREATE TABLE runs (pk, project, id); INSERT INTO runs VALUES (1, 'p', 'r');"
-        "CREATE TABLE attempts (run_pk, at_ms, cost_status, amount_pico_usd);"
+        "CREATE TABLE attempts (run_pk, at_ms, kind, cost_status, amount_pico_usd);"
     )
-    rows = [(1, 0, "priced" if a is not None else "unpriced", a) for a in amounts]
-    connection.executemany("INSERT INTO attempts VALUES (?, ?, ?, ?)", rows)
+    rows = [(1, 0, "model", "priced" if a is not None else "unpriced", a) for a in amounts]
+    connection.executemany("INSERT INTO attempts VALUES (?, ?, ?, ?, ?)", rows)
     connection.execute(views.sqlite_view("agentflow_cost_by_run"))
     found = connection.execute("SELECT * FROM agentflow_cost_by_run").fetchone()
     connection.close()
 
     known = [a for a in amounts if a is not None]
     total = f"{Decimal(sum(known)).scaleb(-12):.12f}" if known else None
-    assert found == ("p", "r", total, len(amounts), len(known))
+    assert found == ("p", "r", total, len(amounts), len(known), 0)
 
 
 @in_file
@@ -586,7 +586,8 @@ async def test_the_views_show_a_run(w: World, path: Path) -> None:
     assert [a["cost_usd"] for a in shown["agentflow_attempts"]] == ["1.250000000000", None]
     assert [c["unit_price_usd"] for c in shown["agentflow_cost_lines"]] == ["0.0000012500"] * 2
     day = {"project": "default", "day": "2027-01-15", "cost_usd": "1.250000000000"}
-    assert shown["agentflow_cost_by_day"] == [{**day, "attempts": 2, "known_attempts": 1}]
+    counts = {"attempts": 2, "known_attempts": 1, "adjustments": 0}
+    assert shown["agentflow_cost_by_day"] == [{**day, **counts}]
 
 
 # -- the doctor
