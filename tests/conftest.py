@@ -7,10 +7,12 @@ import inspect
 import ipaddress
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+from agentflow.engine.definitions import REGISTRY
 
 SERVICE_SETTINGS = ("OPENAI_", "ANTHROPIC_", "AGENTFLOW_")
 TEST_SETTINGS = "AGENTFLOW_TEST_"  # where a test finds a server of its own, say PostgreSQL
@@ -77,6 +79,14 @@ def refuse_unless_loopback(host: str | None) -> None:
     except ValueError:
         pass
     pytest.fail(f"a test reached for {host}; mark it `live` if it must", pytrace=True)
+
+
+@pytest.fixture(autouse=True)
+def _own_workflows() -> Iterator[None]:
+    """Forget the workflows that a test registers: another may use the same names."""
+    before = dict(REGISTRY.workflows)
+    yield
+    REGISTRY.workflows = before
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -447,7 +447,7 @@ async def test_children_end_with_their_parent(url: str) -> None:
 async def test_continue_as_new_keeps_the_run(url: str) -> None:
     """Segments share id, history and unread signals."""
 
-    @workflow(name="segments")
+    @workflow(name="counts_segments")
     async def segments(left: int, total: int = 0) -> int:
         total += await agentflow.wait_signal("add", int)
         if left > 1:

@@ -25,8 +25,8 @@ MEASURED = {
 
 @pytest.fixture
 def _clean(tmp_path: Path) -> Iterator[None]:
-    """Forget what a page has registered."""
-    workflows = dict(REGISTRY.workflows)
+    """Begin without what other tests have registered, and forget what the page has."""
+    workflows, REGISTRY.workflows = REGISTRY.workflows, {}
     scripts, modules = dict(scripted._REGISTERED), set(sys.modules)
     yield
     for name in set(sys.modules) - modules:
