@@ -155,6 +155,8 @@ def readme(results: dict[str, Any]) -> str:
 **The machine was busy with other work** (load average {f["load_before"]}): compare the columns of
 a row, and CPU time; the wall times say nothing about the targets.
 """
+    if f.get("note"):
+        note += f"\n{f['note']}\n"
     return f"""# Benchmarks
 
 <!-- Written by `make bench` (benchmarks/run.py); edit table.py, not this file. -->

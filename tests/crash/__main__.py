@@ -1,7 +1,7 @@
 """``python -m tests.crash N=300``: every hit, recovery too, then N kills at random times.
 
 With N=10000 or more (the full run) recovery is killed at each of its hits; with fewer, at a
-sample. Exit code 1 if anything was lost, repeated or not flagged; only a run without any writes
+sample: ``SAMPLED=4`` second kills for each first one. Exit code 1 if anything was lost, repeated or not flagged; only a run without any writes
 the table.
 """
 
@@ -34,7 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     with laboratory() as run:
         clean = _told(run, "without a kill", clean_trials())
         once = _told(run, "every hit of every point", all_kills(clean))
-        per_result = None if count >= FULL_RUN else SAMPLED
+        sampled = int(wanted.get("SAMPLED", str(SAMPLED)))
+        per_result = None if count >= FULL_RUN else sampled
         twice = _told(run, "again during recovery", recovery_kills(once, per_result, seed))
         by_chance = _random(run, count, seed)
     results = [*clean, *once, *twice, *by_chance]
