@@ -1,8 +1,8 @@
 """``python -m tests.crash N=300``: every hit, recovery too, then N kills at random times.
 
 With N=10000 or more (the full run) recovery is killed at each of its hits; with fewer, at a
-sample: ``SAMPLED=4`` second kills for each first one. Exit code 1 if anything was lost, repeated or not flagged; only a run without any writes
-the table.
+sample: ``SAMPLED=4`` second kills for each first one. Exit code 1 if anything was lost, repeated
+or not flagged; only a run without any writes the table.
 """
 
 from __future__ import annotations
