@@ -34,7 +34,7 @@ from pydantic_core import CoreSchema, PydanticSerializationError, core_schema
 
 from agentflow.errors import DecodeError, EncodeError, PayloadErased, PayloadTooLargeError
 
-INLINE_BYTES = 256  # DESIGN section 5: larger bodies live by digest in their own table
+INLINE_BYTES = 256  # larger bodies live by digest in a table of their own
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 DIGEST_BYTES = 32
 

@@ -22,7 +22,7 @@ WAL_RESET_FIXED = {(3, 44, 6), (3, 50, 7)}
 
 
 def has_wal_reset_bug(version: str) -> bool:
-    """Return whether this SQLite has the bug of DESIGN section 6.
+    """Return whether this SQLite has the WAL-reset bug.
 
     >>> has_wal_reset_bug("3.40.1"), has_wal_reset_bug("3.44.6"), has_wal_reset_bug("3.51.3")
     (True, False, False)

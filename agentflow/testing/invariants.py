@@ -1,4 +1,4 @@
-"""Is what the store holds a true and whole account? The list of DESIGN section 11, checked.
+"""Is what the store holds a true and whole account? A list of invariants, checked.
 
     verify("sqlite:///agentflow.db")                     # raises VerificationError
     problems("agentflow.db", effects=seen)               # a list, empty where all is well

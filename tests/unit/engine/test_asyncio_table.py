@@ -99,7 +99,7 @@ def test_the_trace_is_the_same_on_every_python(version: str, expected: Traces) -
 
 
 def test_every_construct_of_the_design_is_in_the_table(expected: Traces) -> None:
-    """DESIGN section 4 names them."""
+    """The table is whole."""
     names = {name.partition("/")[0] for name in expected}
 
     for word in CONSTRUCTS:
