@@ -28,8 +28,8 @@ def event_hash(
     """Return ``SHA-256(previous ‖ canonical(event))``, 32 bytes.
 
     Source:
-        docs/concepts.md: canonical(event) is the JSON array [1, seq, time_ms, kind, actor, key, data],
-        where data holds the payload's digest and never its body.
+        docs/concepts.md: canonical(event) is the JSON array [1, seq, time_ms, kind, actor, key,
+        data], where data holds the payload's digest and never its body.
     """
     head = _dumps([1, seq, time_ms, kind, actor, key])
     return hashlib.sha256(previous + head.encode() + data.encode()).digest()
