@@ -406,11 +406,6 @@ class Codec:
         return plain
 
 
-def digest_of(plain: bytes) -> bytes:
-    """Return SHA-256 of *plain*."""
-    return hashlib.sha256(plain).digest()
-
-
 # Where a type says Any, pydantic would write infinity as null: an unknown number as a known one.
 _CONFIG = ConfigDict(ser_json_inf_nan="constants")
 

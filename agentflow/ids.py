@@ -8,8 +8,6 @@ import uuid
 from os import urandom
 from time import time_ns  # by name: `time.time_ns` is a guarded door once workflows run
 
-_NAMESPACE = uuid.UUID("6a7e1e1a-5b1e-5f3f-9a53-0d2c6f3e9b10")
-
 
 def new_run_id() -> str:
     """Return a new UUIDv7 in its usual text form (RFC 9562, section 5.7)."""
@@ -19,11 +17,6 @@ def new_run_id() -> str:
     value |= 0x7 << 76 | (rand >> 62 & 0xFFF) << 64
     value |= 0b10 << 62 | rand & ((1 << 62) - 1)
     return str(uuid.UUID(int=value))
-
-
-def child_run_id(parent_id: str, key: str) -> str:
-    """Return the id of the child run that *key* starts: the same on every replay."""
-    return str(uuid.uuid5(_NAMESPACE, f"{parent_id}\x00{key}"))
 
 
 def new_batch_id() -> bytes:

@@ -37,7 +37,7 @@ RunStatus = Literal[
 ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 PARKED: frozenset[str] = frozenset({"needs_code", "needs_version", "quarantined"})
 
-InboxKind = Literal["signal", "cancel", "pause", "unpause", "approval", "child", "retry"]
+InboxKind = Literal["signal", "cancel", "pause", "unpause", "approval", "child"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -419,7 +419,7 @@ class Store(Protocol):
         """Put a message into a run's inbox.
 
         Raises:
-            NotFoundError: no such run. RunEndedError: it has ended (``retry`` excepted).
+            NotFoundError: no such run. RunEndedError: it has ended.
         """
         ...
 

@@ -3,7 +3,8 @@
 Every event has the same envelope: `seq` (from 1, without gaps, given by the store), `time_ms`,
 `actor` (who started, signalled, approved, cancelled), `key` (the durable call that it is
 about) and at most one `payload`. Facts of one kind only are its own fields: JSON values.
-Format version 1. A changed event gets a new version and an upcast (see upcast.py).
+Format version 1. A row of a kind, or with a field, that this version does not
+know is declined; a changed event gets a new version, an upcast, and a new golden history.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ def send(tx: Tx, wanted: Sending) -> None:
         msg = f"there is no run {wanted.run_id!r} in project {wanted.project!r}"
         raise NotFoundError(msg)
     run_pk, status = found[0]
-    if status in ENDED and message.kind != "retry" and not tx.rows(KNOWN, run_pk, message.id):
+    if status in ENDED and not tx.rows(KNOWN, run_pk, message.id):
         msg = f"run {wanted.run_id} is {status} and takes no more messages"
         raise RunEndedError(msg)
     put(tx, run_pk, message)

@@ -820,15 +820,13 @@ class StoreConformance:
 
     @scenario
     async def test_a_run_that_ended_takes_no_message(self, w: World) -> None:
-        """Only a retry reaches it, and wakes it."""
+        """Nothing reaches it and nothing wakes it; reopening it is an append."""
         row = await w.own()
         await w.end(row)
 
         await raises(RunEndedError, w.send())
         await raises(NotFoundError, w.send(to="nobody"))
         assert await w.claim("w2") == []
-        await w.send("retry")
-        assert [c.row.id for c in await w.claim("w2")] == ["run-1"]
 
     @scenario
     async def test_a_release_yields_to_news(self, w: World) -> None:

@@ -43,7 +43,5 @@ def _event_of(row: InboxRow) -> ev.AnyEvent:
                 child_id=str(message.data["child_id"]),
                 status=str(message.data["status"]),
             )
-        case "retry":  # a run that has ended is reopened by its client, not by a message
-            return ev.RunResumed(actor=actor)
         case _:
             assert_never(message.kind)
