@@ -8,6 +8,7 @@ import logging
 import random  # noqa: TID251 -- the root makes the streams that workflows are given
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -297,14 +298,7 @@ def _with_resources(
     options: WorkerOptions, resources: Mapping[str, Any], models: Models
 ) -> WorkerOptions:
     merged = {**options.resources, **resources, "agentflow.models": models}
-    return WorkerOptions(
-        max_active=options.max_active,
-        quarantine_after=options.quarantine_after,
-        settle_grace_ms=options.settle_grace_ms,
-        drain_seconds=options.drain_seconds,
-        resources=merged,
-        workflows=options.workflows,
-    )
+    return replace(options, resources=merged)
 
 
 def _random_of(seed: bytes) -> random.Random:

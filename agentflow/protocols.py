@@ -84,6 +84,7 @@ class RunRow:
         wake_at_ms: When it wants attention next; 0 = now, None = only by a message.
         kill_count: Number of workers that died in a row while it was running.
         budget: 0 where no budget limits the run; else a number that grows with their news.
+        version: Version of the workflow that it is pinned to; ``""`` = none.
     """
 
     pk: int
@@ -111,6 +112,7 @@ class RunRow:
     parent_id: str | None
     parent_key: str | None
     budget: int = 0
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -350,6 +352,22 @@ class Claimed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """What a worker can work on.
+
+    Attributes:
+        workflows: Version by name, ``""`` = any; None = every workflow.
+        queues: Names; None = every queue.
+    """
+
+    workflows: Mapping[str, str] | None = None
+    queues: tuple[str, ...] | None = None
+
+
+EVERYTHING = Served()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredHistory:
     """Events of a run, decoded, with the bodies that replay needs.
 
@@ -396,6 +414,11 @@ class Checkup:
 
 class Store(Protocol):
     """Keeps runs, histories, messages and the ledger. Every method may raise StoreError."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes may work on the database at once, each with a lease."""
+        ...
 
     async def open(self) -> None:
         """Connect, create or migrate the database."""
@@ -557,7 +580,7 @@ class Store(Protocol):
 
     # -- verbs of the worker
     async def claim(
-        self, worker_id: str, *, now_ms: int, limit: int, workflows: Sequence[str] | None = None
+        self, worker_id: str, *, now_ms: int, limit: int, served: Served = EVERYTHING
     ) -> list[Claimed]:
         """Take runs that want attention: due, free or left by a dead owner; oldest first."""
         ...
@@ -585,8 +608,8 @@ class Store(Protocol):
         """Return the messages of these runs, oldest first."""
         ...
 
-    async def next_wake_ms(self) -> int | None:
-        """Return when the next run without an owner wants attention, or None."""
+    async def next_wake_ms(self, served: Served = EVERYTHING) -> int | None:
+        """Return when the next run without a living owner wants attention, or None."""
         ...
 
     def on_change(self, wake: Callable[[], None]) -> None:

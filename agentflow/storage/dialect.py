@@ -31,6 +31,11 @@ class Dialect(Protocol):
         """The statement that begins a transaction that writes."""
         ...
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes may work on the database at once, each with a lease."""
+        ...
+
     # -- connections
     def open(self) -> None:
         """Make the engines; no connection yet."""

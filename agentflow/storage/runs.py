@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Select, bindparam, exists, func, or_, select
+from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, func, or_, select
 
 from agentflow.errors import AmbiguousIdError, InputMismatchError, NotFoundError, UsageError
 from agentflow.history.audit import GENESIS
 from agentflow.history.events import data_of
 from agentflow.ledger.budgets import Limits
-from agentflow.protocols import ENDED, Append, Claimed, Message, NewRun, RunFilter, RunRow
+from agentflow.protocols import ENDED, Append, Claimed, Message, NewRun, RunFilter, RunRow, Served
 from agentflow.storage import inbox
 from agentflow.storage.payloads import dumps, stored_payload, write_parts
 from agentflow.storage.plan import State, Writer
@@ -31,7 +31,7 @@ ROW_COLUMNS = (
     runs.c.applied_seq, runs.c.epoch, runs.c.owner, runs.c.paused, runs.c.kill_count,
     first.c.data.label("input"), first.c.body.label("input_body"),
     last.c.data.label("output"), last.c.body.label("output_body"),
-    parents.c.id.label("parent_id"), runs.c.parent_key, runs.c.budget,
+    parents.c.id.label("parent_id"), runs.c.parent_key, runs.c.budget, runs.c.version,
 )  # fmt: skip
 ROWS: Select[tuple[object, ...]] = select(*ROW_COLUMNS).select_from(
     runs.join(first, (first.c.run_pk == runs.c.pk) & (first.c.seq == const(1)))
@@ -125,6 +125,7 @@ def run_row(row: Row) -> RunRow:
         parent_id=row[24],
         parent_key=row[25],
         budget=row[26],
+        version=row[27],
     )
 
 
@@ -225,6 +226,7 @@ def new_row(run: NewRun, writer: Writer, budget: int) -> Row:
         2, 0, 1, 0, None, 0, 0, 0, 0, 0,
         None, None, writer.hash, None,
         parent_pk, parent_key, run.on_parent_end, budget,
+        getattr(run.started, "workflow_version", ""),
     )  # fmt: skip
 
 
@@ -334,7 +336,7 @@ class Claiming:
     worker_id: str
     now_ms: int
     limit: int
-    workflows: Sequence[str] | None = None
+    served: Served
 
 
 def claim(tx: Tx, wanted: Claiming) -> list[Claimed]:
@@ -352,10 +354,30 @@ def due(tx: Tx, wanted: Claiming, whose: ColumnElement[bool], limit: int) -> lis
     if limit <= 0:
         return []
     query = select(runs.c.pk).where(whose, runs.c.wake_at_ms <= wanted.now_ms)
-    if wanted.workflows is not None:
-        query = query.where(runs.c.workflow.in_(wanted.workflows))
+    query = query.where(*serves(wanted.served))
     query = query.order_by(runs.c.wake_at_ms, runs.c.pk).limit(limit)
     return [row[0] for row in tx.conn.execute(query)]
+
+
+def serves(served: Served) -> list[ColumnElement[bool]]:
+    """Return the conditions of a run that a worker can work on.
+
+    A run that is pinned to a version waits for a worker that has it; code without a version
+    takes any run, as replay shows whether it fits.
+    """
+    where: list[ColumnElement[bool]] = []
+    if served.workflows is not None:
+        anyhow = [name for name, version in served.workflows.items() if not version]
+        pinned = [(name, version) for name, version in served.workflows.items() if version]
+        either: list[ColumnElement[bool]] = [runs.c.workflow.in_(anyhow)]
+        either += [
+            and_(runs.c.workflow == name, runs.c.version.in_(("", version)))
+            for name, version in pinned
+        ]
+        where.append(or_(*either))
+    if served.queues is not None:
+        where.append(runs.c.queue.in_(served.queues))
+    return where
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,11 +405,21 @@ def wake_parked(tx: Tx, statuses: Sequence[str]) -> int:
     return count
 
 
-def next_wake_ms(tx: Tx, worker_id: str | None) -> int | None:
-    """Return when the next run that *worker_id* does not own is due."""
+@dataclass(frozen=True, slots=True)
+class Waking:
+    """The arguments of `next_wake_ms`."""
+
+    worker_id: str | None
+    served: Served
+
+
+def next_wake_ms(tx: Tx, wanted: Waking) -> int | None:
+    """Return when the next run that a worker may take, and does not own, is due."""
     soonest = select(func.min(runs.c.wake_at_ms)).where(runs.c.wake_at_ms.is_not(None))
+    soonest = soonest.where(*serves(wanted.served))
+    me = wanted.worker_id
     whose: list[ColumnElement[bool]] = [runs.c.owner.is_(None)]
-    if worker_id is not None:
-        whose += [runs.c.owner < worker_id, runs.c.owner > worker_id]
+    if me is not None:
+        whose += [runs.c.owner < me, runs.c.owner > me]
     found = [tx.conn.execute(soonest.where(one)).scalar() for one in whose]
     return min((ms for ms in found if ms is not None), default=None)

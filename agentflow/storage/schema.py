@@ -24,7 +24,7 @@ from sqlalchemy import (
 # Partial indexes name the option of SQLite only: for another, SQLAlchemy would load the dialect of
 # PostgreSQL (20 ms) just to check the name.
 # A dialect for it copies these conditions.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 METADATA = MetaData()
 Number = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER can be SQLite's rowid
@@ -65,6 +65,8 @@ runs = Table(
     Column("on_parent_end", Text),
     # 0 = no budget limits it; else a number that grows whenever one of its budgets has news
     Column("budget", Number, nullable=False, server_default="0"),
+    # of the workflow, where it has one: then only workers that have it too may run it
+    Column("version", Text, nullable=False, server_default=""),
     UniqueConstraint("project", "id"),
 )
 Index(
@@ -309,6 +311,30 @@ budget_waits = Table(
     Column("amount_tokens", Number, nullable=False),
     PrimaryKeyConstraint("budget_pk", "run_pk"),
     sqlite_with_rowid=False,
+)
+
+# One row per worker of a shared database, nothing else: it is written every few seconds, and a
+# row that no index points to (but its key) and that fits beside its old self stays in its page.
+leases = Table(
+    "leases",
+    METADATA,
+    Column("worker_id", Text, primary_key=True),
+    Column("until_ms", Number, nullable=False),
+)
+
+# What workers say of themselves, written when they start and when they begin to leave.
+workers = Table(
+    "workers",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("host", Text, nullable=False),
+    Column("pid", Number, nullable=False),
+    Column("started_at_ms", Number, nullable=False),
+    Column("agentflow", Text, nullable=False),  # version of the library
+    Column("queues", Text, nullable=False),  # JSON array; empty = all
+    Column("workflows", Text, nullable=False),  # JSON object: version by name, "" = any
+    Column("concurrency", Integer, nullable=False),
+    Column("draining", Integer, nullable=False),  # it takes no more runs
 )
 
 schema_table = Table(

@@ -18,6 +18,7 @@ from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
 from agentflow.ledger.spending import Spending
 from agentflow.llm.stream import StreamItem
 from agentflow.protocols import (
+    EVERYTHING,
     Append,
     Appended,
     Approval,
@@ -31,6 +32,7 @@ from agentflow.protocols import (
     NewRun,
     RunFilter,
     RunRow,
+    Served,
     StoredHistory,
 )
 from agentflow.storage import (
@@ -107,6 +109,11 @@ class SqlStore:
         return cls(module.SqliteDialect(url, durability=durability), clock=clock, faults=faults)
 
     # -- the database
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes may work on the database at once, each with a lease."""
+        return self._dialect.is_shared
 
     async def open(self) -> None:
         """Connect, create or migrate the database, and start the threads."""
@@ -284,10 +291,10 @@ class SqlStore:
         *,
         now_ms: int,
         limit: int,
-        workflows: Sequence[str] | None = None,
+        served: Served = EVERYTHING,
     ) -> list[Claimed]:
         """Take runs that want attention: due, free or left by a dead owner; oldest first."""
-        return await self._db.write(CLAIM, runs.Claiming(worker_id, now_ms, limit, workflows))
+        return await self._db.write(CLAIM, runs.Claiming(worker_id, now_ms, limit, served))
 
     async def release(self, worker_id: str, run_pks: Sequence[int]) -> None:
         """Let go of runs without a trace in their history (shutdown)."""
@@ -309,9 +316,10 @@ class SqlStore:
         """Return the messages of these runs, oldest first."""
         return await self._db.read(lambda tx: inbox.waiting(tx, run_pks))
 
-    async def next_wake_ms(self) -> int | None:
-        """Return when the next run that this worker does not own wants attention, or None."""
-        return await self._db.read(lambda tx: runs.next_wake_ms(tx, self._worker_id))
+    async def next_wake_ms(self, served: Served = EVERYTHING) -> int | None:
+        """Return when the next run that this worker may take wants attention, or None."""
+        wanted = runs.Waking(self._worker_id, served)
+        return await self._db.read(lambda tx: runs.next_wake_ms(tx, wanted))
 
 
 def committed(parts: Parts) -> None:

@@ -64,6 +64,7 @@ from agentflow.protocols import (
     NewRun,
     RunFilter,
     RunRow,
+    Served,
     Start,
     Store,
 )
@@ -104,8 +105,9 @@ class World:
         parts = Parts()
         workflow = more.pop("workflow", "research")
         started = RunStarted(
-            workflow=workflow, seed="5eed", logic_flags=[], payload=self.payload(input, parts)
-        )
+            workflow=workflow, seed="5eed", logic_flags=[], payload=self.payload(input, parts),
+            workflow_version=more.pop("version", ""),
+        )  # fmt: skip
         project = more.pop("project", "default")
         return NewRun(
             project=project, id=id, workflow=workflow, started=started, parts=parts, **more
@@ -407,9 +409,45 @@ class StoreConformance:
         await w.start("a")
         await w.start("b", workflow="other")
 
-        claimed = await w.store.claim("w1", now_ms=w.clock.ms, limit=9, workflows=["other"])
+        other = Served(workflows={"other": ""})
+        assert await w.store.next_wake_ms(Served(workflows={})) is None
+
+        claimed = await w.store.claim("w1", now_ms=w.clock.ms, limit=9, served=other)
 
         assert [c.row.id for c in claimed] == ["b"]
+        assert await w.store.next_wake_ms(other) is None
+
+    @scenario
+    async def test_a_pinned_run_waits_for_a_worker_with_its_version(self, w: World) -> None:
+        """Another version leaves it; its own, and code without a version, take it."""
+
+        async def ids(workflows: dict[str, str]) -> list[str]:
+            served = Served(workflows=workflows)
+            found = await w.store.claim("w1", now_ms=w.clock.ms, limit=9, served=served)
+            assert await w.store.next_wake_ms(served) is None
+            return [c.row.id for c in found]
+
+        await w.start("free")
+        for id_, version in (("old", "1"), ("new", "2"), ("odd", "3")):
+            row = await w.start(id_, version=version)
+            assert row.version == version
+
+        assert await ids({"research": "1", "other": ""}) == ["free", "old"]
+        assert await ids({"research": "1"}) == []
+        assert await ids({"research": "2"}) == ["new"]
+        assert await ids({"research": ""}) == ["odd"]
+
+    @scenario
+    async def test_a_claim_takes_only_from_its_queues(self, w: World) -> None:
+        """A worker of one queue leaves the runs of others."""
+        await w.start("a")
+        await w.start("b", queue="gpu")
+        gpu = Served(queues=("gpu",))
+
+        claimed = await w.store.claim("w1", now_ms=w.clock.ms, limit=9, served=gpu)
+
+        assert [c.row.id for c in claimed] == ["b"]
+        assert (await w.store.next_wake_ms(gpu), await w.store.next_wake_ms()) == (None, 0)
 
     @scenario
     async def test_a_dead_owners_run_is_taken_over(self, w: World) -> None:

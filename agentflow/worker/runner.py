@@ -348,7 +348,7 @@ class Runner:
             self._append(machine, machine.take_batch(), status="cancelled", release=True)
         else:
             batch = machine.take_batch()
-            self._append(machine, batch, status="running", reload=True)
+            self._append(machine, batch, status="running", wake=0, reload=True)
         return True
 
     def _write(self, machine: Machine, now: int) -> None:

@@ -23,7 +23,7 @@ from agentflow.engine.definitions import REGISTRY, Registry
 from agentflow.errors import StoreError
 from agentflow.history import events as ev
 from agentflow.llm.stream import StreamItem
-from agentflow.protocols import Append, Claimed, InboxRow, RunStatus, Store, bare_append
+from agentflow.protocols import Append, Claimed, InboxRow, RunStatus, Served, Store, bare_append
 from agentflow.sync_point import sync_point
 from agentflow.worker.attempts import AttemptHouse, Draws, RunScope
 from agentflow.worker.broadcast import Broadcast
@@ -49,6 +49,7 @@ class WorkerOptions:
         drain_seconds: How long `stop` waits for attempts in flight, in seconds.
         resources: What activities find in `ActivityContext.resources`.
         workflows: Names to claim; None = all that are registered.
+        queues: Queues to claim from; None = all.
     """
 
     max_active: int = 1_000
@@ -57,6 +58,7 @@ class WorkerOptions:
     drain_seconds: float = 30.0  # a paid call that is cut off is paid twice
     resources: Mapping[str, Any] = field(default_factory=dict)
     workflows: tuple[str, ...] | None = None
+    queues: tuple[str, ...] | None = None
 
 
 class Worker:
@@ -237,14 +239,26 @@ class Worker:
             await asyncio.sleep(_STANDBY_SECONDS)
         self.is_owner = True
 
+    def _served(self) -> Served:
+        """Return what this worker can work on; modules may be imported while it runs.
+
+        Where it is the only one it takes runs of other versions too: it parks them, so that who
+        waits for them hears why.
+        """
+        options, known = self._options, self._registry.workflows
+        names = known if options.workflows is None else options.workflows
+        versions = {name: known[name].version for name in names if name in known}
+        if not self._store.is_shared:
+            versions = dict.fromkeys(versions, "")
+        return Served(workflows=versions, queues=options.queues)
+
     async def _claim(self) -> bool:
         room = min(_CLAIM, self._options.max_active - len(self._runners))
         if room <= 0:
             return False
-        names = self._options.workflows or tuple(self._registry.workflows)
         sync_point("claim.before")
         claimed = await self._store.claim(
-            self.id, now_ms=self._clock.now_ms(), limit=room, workflows=names
+            self.id, now_ms=self._clock.now_ms(), limit=room, served=self._served()
         )
         if not claimed:
             return False
@@ -340,7 +354,7 @@ class Worker:
     async def _sleep(self) -> None:
         now = self._clock.now_ms()
         times = [self._timers[0][0]] if self._timers else []
-        wake = await self._store.next_wake_ms()
+        wake = await self._store.next_wake_ms(self._served())
         if wake is not None and len(self._runners) < self._options.max_active:
             times.append(max(wake, now + 1))
         seconds = (min(times) - now) / 1000 if times else _IDLE_SECONDS

@@ -71,6 +71,7 @@ class SqliteDialect:
     """
 
     name = "sqlite"
+    is_shared = False  # one process at a time holds the owner's lock
     begin_write = "BEGIN IMMEDIATE"  # a read that turns into a write fails at once when busy
 
     def __init__(

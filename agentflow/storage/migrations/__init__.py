@@ -11,12 +11,17 @@ from collections.abc import Callable
 from sqlalchemy import Connection, func, insert, inspect, select
 
 from agentflow.errors import SchemaVersionError
-from agentflow.storage.migrations import v2, v3, v4
+from agentflow.storage.migrations import v2, v3, v4, v5
 from agentflow.storage.schema import METADATA, SCHEMA_VERSION, schema_table
 from agentflow.storage.views import VIEWS
 
 Step = Callable[[Connection], None]
-STEPS: dict[int, Step] = {2: v2.step, 3: v3.step, 4: v4.step}  # by the version that a step leads to
+STEPS: dict[int, Step] = {
+    2: v2.step,
+    3: v3.step,
+    4: v4.step,
+    5: v5.step,
+}  # by the version that a step leads to
 
 
 def migrate(conn: Connection, *, view: Callable[[str], str], now_ms: int) -> None:

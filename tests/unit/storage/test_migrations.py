@@ -82,3 +82,29 @@ def test_a_database_of_version_1_keeps_its_rows_and_gets_the_books() -> None:
         assert conn.execute(text("SELECT facts FROM attempt_details")).all() == [(None,)]
         found = conn.execute(text("SELECT amount_pico_usd, list_price_usd FROM cost_lines")).all()
         assert found == [(7, None)]
+
+
+def test_runs_of_an_older_database_learn_their_pinned_version() -> None:
+    """Those that have not ended; it is in their first event."""
+    old = Path(__file__).with_name("schema_v1.sql").read_text(encoding="utf-8")
+    insert = (
+        "INSERT INTO runs (pk, project, id, workflow, status, wait, error, queue, created_at_ms, "
+        "updated_at_ms, next_seq, applied_seq, segment_seq, epoch, paused, cancel, kill_count, "
+        "children, ledger_count, chain_hash) VALUES "
+        "(?, 'p', ?, 'w', 'pending', '', '', 'default', 1, 1, 2, 0, 1, 0, 0, 0, 0, 0, 0, x'00')"
+    )
+    event = (
+        "INSERT INTO events (run_pk, seq, kind, time_ms, data, hash) "
+        "VALUES (?, 1, 'RunStarted', 1, ?, x'00')"
+    )
+    with create_engine("sqlite://").connect() as conn:
+        for statement in (*old.split(";\n"), "INSERT INTO agentflow_schema VALUES (1, 1)"):
+            conn.exec_driver_sql(statement)
+        for pk, data in ((1, '{"workflow_version":"7"}'), (2, "{}")):
+            conn.exec_driver_sql(insert, (pk, f"r{pk}"))
+            conn.exec_driver_sql(event, (pk, data))
+
+        migrate(conn, view=sqlite_view, now_ms=5)
+
+        found = conn.execute(text("SELECT version FROM runs ORDER BY pk")).scalars().all()
+        assert found == ["7", ""]
