@@ -18,7 +18,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -32,6 +32,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticSerializationError, core_schema
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import DecodeError, EncodeError, PayloadErased, PayloadTooLargeError
 
 INLINE_BYTES = 256  # larger bodies live by digest in a table of their own

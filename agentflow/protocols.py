@@ -6,11 +6,12 @@ Everything above this page knows only these protocols; `app.py` chooses the adap
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from agentflow.codec import Cipher, Parts, Payload
+from agentflow.dataclass import dataclass
 from agentflow.history.events import ActivityStarted, AnyEvent
 from agentflow.ledger.budgets import Bound, Budget, Limits, Scope
 from agentflow.ledger.ceiling import Ceiling

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from agentflow.codec import MAX_PAYLOAD_BYTES
+from agentflow.dataclass import dataclass
 from agentflow.errors import SettingsError
 
 _PREFIX = "AGENTFLOW_"

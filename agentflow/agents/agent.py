@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from agentflow.agents.result import AgentResult
 from agentflow.agents.spec import AgentSpec, AgentTool, Output, tool_name
 from agentflow.agents.turns import run_turns
+from agentflow.dataclass import dataclass
 from agentflow.llm.messages import Messages
 
 __all__ = ["Agent", "AgentResult"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from typing import Generic
 
 from agentflow.agents.spec import Output
+from agentflow.dataclass import dataclass
 from agentflow.ledger.entries import usd
 from agentflow.llm.messages import Messages
 from agentflow.llm.response import ModelResponse

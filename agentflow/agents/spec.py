@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import KW_ONLY, field, replace
 from datetime import timedelta
 from functools import cached_property
 from typing import Any, Generic, TypeAlias
@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeAlias
 from typing_extensions import TypeVar
 
 from agentflow.activities.llm_call import llm_call, split_model
+from agentflow.dataclass import dataclass
 from agentflow.engine.definition import OnDoubt
 from agentflow.engine.definitions import Activity
 from agentflow.errors import UsageError

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from agentflow.agents.approvals import call_of, denial_text
 from agentflow.agents.input import text_of
 from agentflow.agents.result import AgentResult, Tally
 from agentflow.agents.spec import AgentSpec, AgentTool, Callee, Handoff
+from agentflow.dataclass import dataclass
 from agentflow.engine.context import Context
 from agentflow.errors import (
     ActivityError,

@@ -7,7 +7,7 @@ tool call is an activity of its own, so that a crash in between repeats none of 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from agentflow.agents.input import message_of
@@ -15,6 +15,7 @@ from agentflow.agents.result import AgentResult, Tally
 from agentflow.agents.sharing import rejoined
 from agentflow.agents.spec import AgentSpec, Output
 from agentflow.agents.tool_calls import ToolCalls
+from agentflow.dataclass import dataclass
 from agentflow.engine.context import ActivityCall, Context, require_context
 from agentflow.engine.functions import logger
 from agentflow.errors import (

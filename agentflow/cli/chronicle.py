@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from agentflow.cli.output import one_line, span
 from agentflow.codec import Bodies, Codec, Payload
+from agentflow.dataclass import dataclass
 from agentflow.errors import AgentflowError
 from agentflow.history import events as ev
 from agentflow.history.failure import Failure

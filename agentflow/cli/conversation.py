@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from agentflow.activities.llm_call import llm_call
 from agentflow.client import Client
 from agentflow.codec import to_json
+from agentflow.dataclass import dataclass
 from agentflow.errors import AgentflowError
 from agentflow.history import events as ev
 from agentflow.llm.messages import Message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -26,6 +26,7 @@ from agentflow.cli.output import (
     truncation,
     write_items,
 )
+from agentflow.dataclass import dataclass
 from agentflow.errors import UsageError
 from agentflow.ledger.entries import CostLine, usd
 from agentflow.ledger.export import Format

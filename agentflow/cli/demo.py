@@ -19,7 +19,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from agentflow.cli.ending import cost_of
 from agentflow.cli.exit_code import ExitCode
 from agentflow.cli.option import Where, json_option
 from agentflow.cli.output import cost_json, cost_line, iso, now_ms, show, write_json
+from agentflow.dataclass import dataclass
 from agentflow.errors import AgentflowError
 from agentflow.history import events as ev
 from agentflow.ledger.entries import usd

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from agentflow.cli.exit_code import ExitCode
@@ -24,6 +24,7 @@ from agentflow.cli.output import (
 from agentflow.cli.standing import Standing, how_to_answer, waits_for_budget
 from agentflow.client import Client
 from agentflow.codec import to_json
+from agentflow.dataclass import dataclass
 from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import (
     AgentflowError,

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from typing import Any
 
@@ -18,6 +18,7 @@ from agentflow.cli.output import now_ms
 from agentflow.cli.standing import Standing, is_alive, standing_of
 from agentflow.cli.view import View
 from agentflow.client import Client, Run
+from agentflow.dataclass import dataclass
 from agentflow.errors import AgentflowError, OwnedElsewhereError, RunFailedError, RunParkedError
 from agentflow.history.events import AnyEvent
 from agentflow.protocols import RunRow

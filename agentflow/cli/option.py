@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 import click
+
+from agentflow.dataclass import dataclass
 
 Command = Callable[..., Any]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -16,6 +15,7 @@ from agentflow.cli.exit_code import ExitCode
 from agentflow.cli.option import json_option
 from agentflow.cli.output import note, now_ms, table, write_items, write_json
 from agentflow.clock import from_ms
+from agentflow.dataclass import dataclass
 from agentflow.errors import InputError, NotFoundError, SettingsError, UnknownModelError
 from agentflow.ledger.overlay import PER
 from agentflow.ledger.overlay_file import missing_prices, parse, problem_json, read_text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -24,6 +23,7 @@ from agentflow.cli.output import note, now_ms, one_line, truncation, write_items
 from agentflow.cli.target import load_apps, need_workflow
 from agentflow.client import Client
 from agentflow.codec import Parts
+from agentflow.dataclass import dataclass
 from agentflow.engine.definitions import REGISTRY
 from agentflow.engine.rehearsal import Rehearsal
 from agentflow.errors import AgentflowError, UsageError

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +27,7 @@ from agentflow.cli.target import (
 )
 from agentflow.cli.view import view_of
 from agentflow.client import Run
+from agentflow.dataclass import dataclass
 from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import AgentflowError, OwnedElsewhereError
 from agentflow.ledger.budgets import ON_EXHAUSTED

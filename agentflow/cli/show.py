@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import click
@@ -33,6 +32,7 @@ from agentflow.cli.output import (
 from agentflow.cli.steps import Step, steps_of
 from agentflow.client import Client
 from agentflow.codec import Payload
+from agentflow.dataclass import dataclass
 from agentflow.errors import AgentflowError
 from agentflow.history.events import AnyEvent, data_of
 from agentflow.history.failure import Failure

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from agentflow.cli.option import Where
 from agentflow.cli.output import one_line, when
 from agentflow.client import Client
+from agentflow.dataclass import dataclass
 from agentflow.protocols import ENDED, PARKED, RunFilter, RunRow
 
 SOON_MS = 60_000  # a timer (or a retry) within a minute is waited for

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from agentflow.cli.chronicle import Chronicle
 from agentflow.client import Client
+from agentflow.dataclass import dataclass
 from agentflow.history import events as ev
 
 

@@ -9,13 +9,13 @@ import json
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from agentflow.cli.suggestion import hint_for
 from agentflow.codec import from_json, type_name
+from agentflow.dataclass import dataclass
 from agentflow.engine.definitions import REGISTRY, Workflow
 from agentflow.errors import (
     AgentflowError,

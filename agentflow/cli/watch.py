@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
 
 import click
@@ -21,6 +20,7 @@ from agentflow.cli.run import again
 from agentflow.cli.standing import standing_of
 from agentflow.cli.view import JsonView, view_of
 from agentflow.client import Client
+from agentflow.dataclass import dataclass
 from agentflow.errors import RunInterruptedError
 from agentflow.history.events import AnyEvent
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from agentflow import ids
 from agentflow.client.watch import RowReader, Watch
 from agentflow.clock import Clock, from_ms
 from agentflow.codec import Codec, Parts
+from agentflow.dataclass import dataclass
 from agentflow.engine.context import RandomStream, RunInfo
 from agentflow.engine.definitions import REGISTRY, Registry
 from agentflow.engine.rehearsal import Rehearsal, rehearse

@@ -12,9 +12,9 @@ import ast
 import io
 import tokenize
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final, Literal
 
+from agentflow.dataclass import dataclass
 from agentflow.engine.check_rules import HARMLESS, HARMLESS_WITH_ARGUMENTS, METHODS, RULES
 
 Severity = Literal["error", "warning"]

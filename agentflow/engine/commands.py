@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from agentflow.codec import Parts, Payload
+from agentflow.dataclass import dataclass
 from agentflow.engine.calls import Call
 from agentflow.history.events import ActivityStarted, AnyEvent
 

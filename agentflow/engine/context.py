@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
+from agentflow.dataclass import dataclass
 from agentflow.engine.definition import ActivityDefinition, Definition
 from agentflow.errors import UsageError
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import UsageError
 from agentflow.retry import RetryPolicy
 

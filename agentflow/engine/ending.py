@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from dataclasses import dataclass
 from typing import Any, Literal
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import (
     ActivityError,
     AgentflowError,

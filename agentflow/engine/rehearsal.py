@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from agentflow.codec import Bodies, Codec
+from agentflow.dataclass import dataclass
 from agentflow.engine.commands import Batch
 from agentflow.engine.context import RandomStream, RunInfo
 from agentflow.engine.definitions import Workflow

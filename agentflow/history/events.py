@@ -10,12 +10,13 @@ know is declined; a changed event gets a new version, an upcast, and a new golde
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, ClassVar
 
 from pydantic_core import from_json
 
 from agentflow.codec import Payload, text_encoder
+from agentflow.dataclass import dataclass
 from agentflow.errors import UnknownEventError
 
 FORMAT_VERSION = 1

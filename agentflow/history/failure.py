@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from agentflow.codec import Codec, Parts, PartsBodies, Payload, canonical, to_json
+from agentflow.dataclass import dataclass
 from agentflow.errors import (
     ActivityError,
     ActivityTimeoutError,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import CorruptHistoryError, UsageError
 from agentflow.history.events import (
     TERMINAL,

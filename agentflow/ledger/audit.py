@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import field, fields
 from datetime import datetime
 from typing import Any
 
 from agentflow.clock import from_ms
+from agentflow.dataclass import dataclass
 from agentflow.ledger.entries import EXACT, PICO, AttemptRecord, CostLine, Priced, usd
 from agentflow.ledger.reports import CostGroup, LedgerRow
 from agentflow.llm.response import ModelResponse

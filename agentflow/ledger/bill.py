@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 
+from agentflow.dataclass import dataclass
 from agentflow.ledger.entries import EXACT, PICO, CostLine, Priced
 from agentflow.ledger.rates import SOURCE, Rate, Sheet
 from agentflow.llm.usage import Usage

@@ -11,10 +11,11 @@ All amounts are integers: pico-USD (10^-12 USD) and tokens; bounds are rounded u
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import UsageError
 from agentflow.ledger.entries import INT64, pico_usd, usd
 

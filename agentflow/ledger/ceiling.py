@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 
+from agentflow.dataclass import dataclass
 from agentflow.ledger.entries import EXACT, PICO
 from agentflow.ledger.rates import Rate, Sheet
 from agentflow.ledger.rules import vendor_of

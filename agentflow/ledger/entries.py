@@ -7,10 +7,11 @@ Python integers, so they never overflow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Context, Decimal
 from typing import Any, Literal
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import UsageError
 from agentflow.llm.usage import Usage
 

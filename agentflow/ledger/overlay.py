@@ -9,11 +9,12 @@ that names a unit wins; a price always wins over a discount.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import date
 from decimal import Decimal, InvalidOperation
 from typing import TypeVar
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import SettingsError
 from agentflow.ledger.rules import STANDARD, vendor_of
 

@@ -21,10 +21,10 @@ from __future__ import annotations
 import hashlib
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import SettingsError
 from agentflow.ledger.overlay import ANY, Mistake, Overlay, OverlayPrice, read_entries
 from agentflow.ledger.overlay import Path as Keys

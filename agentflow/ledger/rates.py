@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from agentflow.dataclass import dataclass
 from agentflow.ledger.entries import EXACT, PICO, plain
 from agentflow.ledger.overlay import CALL_UNITS, PER, Overlay, discounted, overlaid
 from agentflow.ledger.rules import CACHE_WRITE_12H_FACTOR, Terms, terms, vendor_of

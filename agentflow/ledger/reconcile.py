@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 
 from agentflow.clock import from_ms
+from agentflow.dataclass import dataclass
 from agentflow.errors import ReportMismatchError
 from agentflow.ledger.bill import iterations
 from agentflow.ledger.entries import EXACT, AttemptRecord, plain, usd

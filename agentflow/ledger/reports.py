@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from decimal import Decimal
 from html import escape
 from typing import Literal
 
+from agentflow.dataclass import dataclass
 from agentflow.ledger.entries import AttemptRecord, usd
 
 GroupBy = Literal["run", "step", "attempt", "model", "tool", "agent", "tag", "day"]

@@ -7,7 +7,9 @@ no record says which process would otherwise have asked again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from agentflow.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

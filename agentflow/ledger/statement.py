@@ -13,11 +13,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import ReportError, ReportMismatchError, ReportTruncatedError
 
 Vendor = Literal["openai", "anthropic"]

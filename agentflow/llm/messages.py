@@ -11,13 +11,13 @@ import hashlib
 import json
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal, Self, overload
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from agentflow.codec import Codec, Decoding, Encoding, MessageNode, adapter, canonical
+from agentflow.dataclass import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from agentflow.codec import Stored
+from agentflow.dataclass import dataclass
 from agentflow.llm.messages import Messages
 
 

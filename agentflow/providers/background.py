@@ -17,13 +17,14 @@ import json
 from abc import abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from typing import Any, NoReturn
 from urllib.parse import quote
 
 import httpx2
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import ProviderError, ResponseLostError
 from agentflow.llm.request import ModelRequest
 from agentflow.llm.response import ModelResponse

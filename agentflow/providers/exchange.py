@@ -15,12 +15,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
 import httpx2
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import ProviderError
 from agentflow.llm.request import ModelRequest
 from agentflow.llm.response import ModelResponse

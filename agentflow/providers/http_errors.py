@@ -10,12 +10,12 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
 from agentflow.clock import SystemClock, from_ms
+from agentflow.dataclass import dataclass
 from agentflow.errors import ProviderError
 
 _RETRYABLE = frozenset({408, 409, 425, 429})

@@ -21,13 +21,13 @@ import inspect
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
 
 from agentflow.codec import canonical
+from agentflow.dataclass import dataclass
 from agentflow.errors import ProviderError, UnknownModelError
 from agentflow.llm.messages import (
     ImagePart,

@@ -7,10 +7,9 @@ history says who accepted what.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from sqlalchemy import bindparam, select
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import NotFoundError
 from agentflow.protocols import Append, Booking, LedgerWrite, RunRow, Start
 from agentflow.storage import append, runs, till

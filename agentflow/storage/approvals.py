@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Update, bindparam, select
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import AmbiguousIdError, NotFoundError, UsageError
 from agentflow.history.events import ApprovalRequested
 from agentflow.protocols import Approval, Message, Start

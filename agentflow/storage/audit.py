@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import bindparam, func, select
 
 from agentflow.codec import Cipher, Payload
+from agentflow.dataclass import dataclass
 from agentflow.errors import NotFoundError
 from agentflow.history.audit import GENESIS, event_hash
 from agentflow.history.events import KINDS

@@ -15,12 +15,12 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 
 from agentflow.clock import Clock
+from agentflow.dataclass import dataclass
 from agentflow.errors import StoreError
 from agentflow.storage.dialect import Dialect, Faults, Wake
 from agentflow.storage.statement import Cursor, Tx

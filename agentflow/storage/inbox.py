@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from sqlalchemy import Update, bindparam, case, select
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import NotFoundError, RunEndedError
 from agentflow.protocols import ENDED, PARKED, InboxRow, Message
 from agentflow.storage.payloads import dumps, payload_of, payload_text, write_parts

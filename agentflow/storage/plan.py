@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from pydantic_core import to_json
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import FencedError, RunEndedError, StoreError, UsageError
 from agentflow.history.audit import event_hash
 from agentflow.history.events import (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, func, or_, select
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import AmbiguousIdError, InputMismatchError, NotFoundError, UsageError
 from agentflow.history.audit import GENESIS
 from agentflow.history.events import data_of

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import bindparam, or_, select
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import FencedError
 from agentflow.history import events as ev
 from agentflow.ledger.budgets import (

@@ -14,10 +14,11 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Awaitable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from agentflow.dataclass import dataclass
 from agentflow.engine.definitions import Workflow
 from agentflow.errors import RunFailedError, RunParkedError
 from agentflow.protocols import Store

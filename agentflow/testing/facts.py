@@ -6,12 +6,13 @@ import json
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from agentflow.codec import MessageNode
+from agentflow.dataclass import dataclass
 from agentflow.history.events import AnyEvent, event_from
 from agentflow.testing.bodies import LoadedBodies
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from agentflow import ids
 from agentflow.clock import from_ms
 from agentflow.codec import Codec, Parts
+from agentflow.dataclass import dataclass
 from agentflow.engine.context import RunInfo
 from agentflow.engine.definitions import REGISTRY, Registry
 from agentflow.engine.rehearsal import rehearse

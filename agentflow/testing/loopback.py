@@ -28,13 +28,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
+from agentflow.dataclass import dataclass
 from agentflow.testing.kept_responses import KeptResponse
 from agentflow.testing.wire_formats import (
     PATHS,

@@ -12,12 +12,13 @@ import base64
 import json
 import random  # noqa: TID251 -- the engine's own streams, seeded by the run
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any
 
 from agentflow.clock import from_ms
 from agentflow.codec import Bodies, Codec, MessageNode, NoBodies, Parts
+from agentflow.dataclass import dataclass
 from agentflow.engine.context import RandomStream, RunInfo
 from agentflow.engine.definitions import Workflow
 from agentflow.engine.rehearsal import Rehearsal, rehearse

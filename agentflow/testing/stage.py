@@ -15,7 +15,7 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,6 +23,7 @@ from agentflow import app
 from agentflow.client import Run
 from agentflow.clock import Clock
 from agentflow.codec import Codec
+from agentflow.dataclass import dataclass
 from agentflow.engine.definitions import REGISTRY, Registry, Workflow
 from agentflow.errors import RunEndedError
 from agentflow.protocols import Store

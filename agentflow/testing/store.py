@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from agentflow.client import in_callback
 from agentflow.clock import from_ms
 from agentflow.codec import Codec
+from agentflow.dataclass import dataclass
 from agentflow.engine.context import RunInfo
 from agentflow.engine.definitions import Registry
 from agentflow.engine.rehearsal import Rehearsal, rehearse

@@ -15,12 +15,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from agentflow.codec import Codec, Parts, Payload, PlainCipher
+from agentflow.dataclass import dataclass
 from agentflow.errors import (
     AmbiguousIdError,
     CorruptHistoryError,

@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
+
+from agentflow.dataclass import dataclass
 
 Api = Literal["responses", "chat", "messages"]
 Event = tuple[str, dict[str, Any]]

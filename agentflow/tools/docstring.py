@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import inspect
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from agentflow.dataclass import dataclass
 
 _GOOGLE = re.compile(
     r"^(?:args|arguments|parameters|params|keyword args|keyword arguments|other parameters|returns?"

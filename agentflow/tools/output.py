@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +10,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, create_model
 from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerationError
 
 from agentflow.codec import type_name
+from agentflow.dataclass import dataclass
 from agentflow.errors import OutputError, UsageError
 from agentflow.llm.request import OutputSchema
 from agentflow.tools.misfit import MisfitError, read_json

@@ -6,7 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from types import FrameType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Union, Unpack, get_args, get_origin, get_type_hints
@@ -16,6 +16,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema, PydanticSchemaGenerati
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
+from agentflow.dataclass import dataclass
 from agentflow.errors import ToolArgumentsError, UsageError
 from agentflow.tools.docstring import Docstring, parse_docstring
 from agentflow.tools.misfit import MisfitError, read_json

@@ -8,7 +8,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from agentflow import ids
 from agentflow.activities.tool_call import tool_record
 from agentflow.clock import Clock
 from agentflow.codec import Bodies, Codec, Parts
+from agentflow.dataclass import dataclass
 from agentflow.engine.calls import Call
 from agentflow.engine.commands import Arrival, StartAttempt
 from agentflow.engine.definition import ActivityContext, ActivityDefinition, ActivityOptions

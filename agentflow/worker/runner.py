@@ -11,7 +11,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from agentflow import ids
@@ -20,6 +20,7 @@ from agentflow.activities.doubt import doubt_record
 from agentflow.activities.llm_call import MODELS
 from agentflow.clock import Clock, from_ms
 from agentflow.codec import Codec
+from agentflow.dataclass import dataclass
 from agentflow.engine.calls import Call
 from agentflow.engine.commands import (
     Arrival,

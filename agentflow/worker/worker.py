@@ -12,12 +12,13 @@ import itertools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any
 
 from agentflow import ids
 from agentflow.clock import Clock
 from agentflow.codec import Codec
+from agentflow.dataclass import dataclass
 from agentflow.engine.context import RandomStream
 from agentflow.engine.definitions import REGISTRY, Registry
 from agentflow.errors import StoreError
