@@ -108,7 +108,7 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
     watch = Watch()
     load = _provider_loader(providers, scripts, background=settings.background)
     models = Models(load, prices or price_book(settings))
-    options = worker or WorkerOptions(quarantine_after=settings.quarantine_after)
+    options = worker or worker_options(settings)
     options = _with_resources(options, resources or {}, models)
     seams = _seams(settings, clock, watch, registry, actor, store)
     store = seams.store
@@ -299,6 +299,15 @@ def _with_resources(
 ) -> WorkerOptions:
     merged = {**options.resources, **resources, "agentflow.models": models}
     return replace(options, resources=merged)
+
+
+def worker_options(settings: Settings) -> WorkerOptions:
+    """Return how a worker behaves by *settings*."""
+    return WorkerOptions(
+        quarantine_after=settings.quarantine_after,
+        lease_seconds=settings.lease_seconds,
+        beat_seconds=settings.beat_seconds,
+    )
 
 
 def _random_of(seed: bytes) -> random.Random:

@@ -369,6 +369,63 @@ EVERYTHING = Served()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerCard:
+    """What a worker says of itself when it starts.
+
+    Attributes:
+        id: Name of this process start, never used twice.
+        agentflow: Version of the library.
+        queues: Queues that it claims from; empty = all.
+        workflows: Version by name, ``""`` = any.
+        concurrency: Number of runs that it holds in memory at most.
+    """
+
+    id: str
+    host: str = ""
+    pid: int = 0
+    agentflow: str = ""
+    queues: tuple[str, ...] = ()
+    workflows: Mapping[str, str] = field(default_factory=dict)
+    concurrency: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRow:
+    """A worker as the database knows it.
+
+    Attributes:
+        started_at_ms: None = an owner of runs that never said who it is, or is forgotten.
+        lease_left_ms: Milliseconds until it counts as dead, negative since when it does; None =
+            it has no lease: the owner of a file, alive while it holds the file's lock.
+        runs: Number of runs that it owns.
+        is_alive: Whether nobody may take its runs.
+        is_draining: Whether it takes no more runs.
+    """
+
+    card: WorkerCard
+    started_at_ms: int | None = None
+    lease_left_ms: int | None = None
+    runs: int = 0
+    is_alive: bool = False
+    is_draining: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """What became of a lease that was to be prolonged.
+
+    Attributes:
+        is_known: Whether it was there; else the worker needs a new id.
+        has_lapsed: Whether it had run out: peers may have taken runs meanwhile.
+        now_ms: The database's time.
+    """
+
+    is_known: bool
+    has_lapsed: bool
+    now_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredHistory:
     """Events of a run, decoded, with the bodies that replay needs.
 
@@ -581,9 +638,19 @@ class Store(Protocol):
 
     # -- verbs of the worker
     async def claim(
-        self, worker_id: str, *, now_ms: int, limit: int, served: Served = EVERYTHING
+        self,
+        worker_id: str,
+        *,
+        now_ms: int,
+        limit: int,
+        served: Served = EVERYTHING,
+        take_over: bool = True,
     ) -> list[Claimed]:
-        """Take runs that want attention: due, free or left by a dead owner; oldest first."""
+        """Take runs that want attention: due, free or left by a dead owner; oldest first.
+
+        An owner is dead if its lease has run out, or if it has none; where one process owns the
+        database, every other one. `take_over` says whether to look for runs of the dead.
+        """
         ...
 
     async def release(self, worker_id: str, run_pks: Sequence[int]) -> None:
@@ -611,6 +678,41 @@ class Store(Protocol):
 
     async def next_wake_ms(self, served: Served = EVERYTHING) -> int | None:
         """Return when the next run without a living owner wants attention, or None."""
+        ...
+
+    # -- leases of a shared database
+    async def register(self, card: WorkerCard, lease_ms: int) -> int:
+        """Introduce a worker, with its first lease; return the database's time, milliseconds.
+
+        Where one process owns the database there is no lease: its card lies beside the lock.
+        """
+        ...
+
+    def beat(self, worker_id: str, lease_ms: int) -> Beat:
+        """Prolong a lease, on a connection of its own; blocks, for one thread."""
+        ...
+
+    async def owned(self, worker_id: str) -> dict[int, int]:
+        """Return the runs of a worker that want attention, each with its epoch."""
+        ...
+
+    async def forgive(self, lost: Sequence[tuple[int, int]]) -> None:
+        """Take back the kill that was counted for runs (pk, epoch held) whose worker is alive."""
+        ...
+
+    async def drain(self, worker_id: str) -> None:
+        """Note that a worker takes no more runs."""
+        ...
+
+    async def leave(self, worker_id: str) -> None:
+        """Let go of all runs of a worker that stops, and forget it.
+
+        Runs that a claim gave it which it never heard of are among them.
+        """
+        ...
+
+    async def workers(self) -> list[WorkerRow]:
+        """Return the workers that are known, the oldest first, and owners that are not."""
         ...
 
     def on_change(self, wake: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ from agentflow.dataclass import dataclass
 from agentflow.errors import SettingsError
 
 _PREFIX = "AGENTFLOW_"
+_BEATS_PER_LEASE = 3  # so that one that gets lost costs nobody a run
 # Values of variables that are named like this are scrubbed from everything that is written.
 _SECRET_NAMES = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_ENCRYPTION_KEY")
 
@@ -30,6 +31,9 @@ class Settings:
             encrypted (extra ``crypto``).
         max_payload_bytes: Largest value that is recorded, in bytes of JSON.
         quarantine_after: Number of workers that a run may kill in a row; 0 = no limit.
+        lease_seconds: On a shared database: after how long without a beat other workers take a
+            worker's runs over, in seconds.
+        beat_seconds: Time between a worker's beats, in seconds; a third of the lease or less.
         background: Whether OpenAI works on answers without a connection, so that a call in flight
             survives a crash: ``on``, ``off``, or unset (at api.openai.com only). A choice of
             privacy too: the vendor stores such answers; see `ModelSettings.background`.
@@ -46,6 +50,8 @@ class Settings:
     encryption_key: str = field(default="", repr=False)
     max_payload_bytes: int = MAX_PAYLOAD_BYTES
     quarantine_after: int = 3
+    lease_seconds: float = 15.0
+    beat_seconds: float = 5.0
     background: bool | None = None
     modules: tuple[str, ...] = ()
     prices: str = ""
@@ -81,6 +87,9 @@ def read_settings(
     for name in ("max_payload_bytes", "quarantine_after"):
         if name in found:
             found[name] = _number(name, found[name])
+    for name in ("lease_seconds", "beat_seconds"):
+        if name in found:
+            found[name] = _seconds(name, found[name])
     if "background" in found:
         found["background"] = _switch("background", found["background"])
     if "modules" in found:
@@ -92,7 +101,11 @@ def read_settings(
         msg = f"durability is {found['durability']!r}"
         raise SettingsError(msg, hint="Use full or process.")
     secrets = {k: v for k, v in env.items() if k.upper().endswith(_SECRET_NAMES) and v}
-    return Settings(**found, secrets=secrets)
+    made = Settings(**found, secrets=secrets)
+    if made.beat_seconds * _BEATS_PER_LEASE > made.lease_seconds:
+        msg = f"a beat every {made.beat_seconds} s does not keep a lease of {made.lease_seconds} s"
+        raise SettingsError(msg, hint="Use a third of lease_seconds, or less.")
+    return made
 
 
 def environment_with(**values: str) -> dict[str, str]:
@@ -110,6 +123,17 @@ def _number(name: str, value: object) -> int:
         msg = f"{name} is {value!r}"
         raise SettingsError(msg, hint="Use a whole number, zero or more.")
     return number
+
+
+def _seconds(name: str, value: object) -> float:
+    try:
+        seconds = float(str(value))
+    except ValueError:
+        seconds = 0.0
+    if not 0.0 < seconds < float("inf"):
+        msg = f"{name} is {value!r}"
+        raise SettingsError(msg, hint="Use a number of seconds, more than zero.")
+    return seconds
 
 
 def _switch(name: str, value: object) -> bool:

@@ -79,6 +79,14 @@ class Dialect(Protocol):
         """Become the worker of this database, unless another process is."""
         ...
 
+    def introduce(self, card: str) -> None:
+        """Keep a line about the worker beside its lock, where there is one."""
+        ...
+
+    def introduced(self) -> str:
+        """Return that line of the process that holds the lock; "" if nobody does."""
+        ...
+
     def became_owner(self, cursor: Cursor) -> None:
         """Set the writer's connection up as the owner's (called in the writer thread)."""
         ...

@@ -13,7 +13,7 @@ from agentflow.history.audit import GENESIS
 from agentflow.history.events import data_of
 from agentflow.ledger.budgets import Limits
 from agentflow.protocols import ENDED, Append, Claimed, Message, NewRun, RunFilter, RunRow, Served
-from agentflow.storage import inbox
+from agentflow.storage import inbox, leases
 from agentflow.storage.payloads import dumps, stored_payload, write_parts
 from agentflow.storage.plan import State, Writer
 from agentflow.storage.schema import budgets, events, run_tags, runs
@@ -337,16 +337,24 @@ class Claiming:
     now_ms: int
     limit: int
     served: Served
+    take_over: bool = True
 
 
 def claim(tx: Tx, wanted: Claiming) -> list[Claimed]:
     """Take runs that are due: first those of dead owners, then free ones."""
     me = wanted.worker_id
-    dead = due(tx, wanted, or_(runs.c.owner < me, runs.c.owner > me), wanted.limit)
+    dead = due(tx, wanted, left(tx, me), wanted.limit) if wanted.take_over else []
     free = due(tx, wanted, runs.c.owner.is_(None), wanted.limit - len(dead))
     tx.many(CLAIM, [(me, 1, pk) for pk in dead] + [(me, 0, pk) for pk in free])
     rows = rows_by_pk(tx, [*dead, *free])
     return [Claimed(row=row, took_over=i < len(dead)) for i, row in enumerate(rows)]
+
+
+def left(tx: Tx, me: str) -> ColumnElement[bool]:
+    """Return the condition that a run's owner, another worker, has died."""
+    if tx.dialect.is_shared:
+        return runs.c.owner.in_(leases.dead_owners(tx, me))
+    return or_(runs.c.owner < me, runs.c.owner > me)  # this process holds the owner's lock
 
 
 def due(tx: Tx, wanted: Claiming, whose: ColumnElement[bool], limit: int) -> list[int]:
@@ -356,6 +364,7 @@ def due(tx: Tx, wanted: Claiming, whose: ColumnElement[bool], limit: int) -> lis
     query = select(runs.c.pk).where(whose, runs.c.wake_at_ms <= wanted.now_ms)
     query = query.where(*serves(wanted.served))
     query = query.order_by(runs.c.wake_at_ms, runs.c.pk).limit(limit)
+    query = query.with_for_update(skip_locked=True)  # what a peer is taking is not waited for
     return [row[0] for row in tx.conn.execute(query)]
 
 
@@ -414,12 +423,16 @@ class Waking:
 
 
 def next_wake_ms(tx: Tx, wanted: Waking) -> int | None:
-    """Return when the next run that a worker may take, and does not own, is due."""
+    """Return when the next run that a worker may take is due.
+
+    Where workers share the database, runs of the dead are none of it: when a lease runs out is
+    looked at every now and then.
+    """
     soonest = select(func.min(runs.c.wake_at_ms)).where(runs.c.wake_at_ms.is_not(None))
     soonest = soonest.where(*serves(wanted.served))
     me = wanted.worker_id
     whose: list[ColumnElement[bool]] = [runs.c.owner.is_(None)]
-    if me is not None:
+    if me is not None and not tx.dialect.is_shared:
         whose += [runs.c.owner < me, runs.c.owner > me]
     found = [tx.conn.execute(soonest.where(one)).scalar() for one in whose]
     return min((ms for ms in found if ms is not None), default=None)

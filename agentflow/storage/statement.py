@@ -61,6 +61,11 @@ class Speaker(Protocol):
         """SQLAlchemy's dialect."""
         ...
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether several processes may work on the database at once, each with a lease."""
+        ...
+
     def insert_new(self, table: Table) -> Insert:
         """Return an INSERT that leaves a row alone that exists."""
         ...

@@ -22,6 +22,7 @@ from agentflow.protocols import (
     Append,
     Appended,
     Approval,
+    Beat,
     Booking,
     BudgetChange,
     Checkup,
@@ -34,6 +35,8 @@ from agentflow.protocols import (
     RunRow,
     Served,
     StoredHistory,
+    WorkerCard,
+    WorkerRow,
 )
 from agentflow.storage import (
     adjust,
@@ -44,6 +47,7 @@ from agentflow.storage import (
     doctor,
     history,
     inbox,
+    leases,
     ledger,
     payloads,
     runs,
@@ -63,6 +67,10 @@ DECIDE = each(approvals.decide)
 CLAIM = each(runs.claim)
 RELEASE = each(runs.release)
 WAKE_PARKED = each(runs.wake_parked)
+REGISTER = each(leases.register)
+FORGIVE = each(leases.forgive)
+DRAIN = each(leases.drain)
+LEAVE = each(leases.leave)
 WATCH = each(stream.watch)
 PUBLISH = each(stream.publish)
 IMPORT = each(transfer.import_)
@@ -85,6 +93,7 @@ class SqlStore:
         self._clock = clock or SystemClock()
         self._dialect = dialect
         self._db = Database(dialect, self._clock, faults or Faults())
+        self._pulse = leases.Pulse(dialect, self._clock)
         self._worker_id: str | None = None
 
     @classmethod
@@ -292,9 +301,11 @@ class SqlStore:
         now_ms: int,
         limit: int,
         served: Served = EVERYTHING,
+        take_over: bool = True,
     ) -> list[Claimed]:
         """Take runs that want attention: due, free or left by a dead owner; oldest first."""
-        return await self._db.write(CLAIM, runs.Claiming(worker_id, now_ms, limit, served))
+        wanted = runs.Claiming(worker_id, now_ms, limit, served, take_over)
+        return await self._db.write(CLAIM, wanted)
 
     async def release(self, worker_id: str, run_pks: Sequence[int]) -> None:
         """Let go of runs without a trace in their history (shutdown)."""
@@ -320,6 +331,42 @@ class SqlStore:
         """Return when the next run that this worker may take wants attention, or None."""
         wanted = runs.Waking(self._worker_id, served)
         return await self._db.read(lambda tx: runs.next_wake_ms(tx, wanted))
+
+    # -- leases
+
+    async def register(self, card: WorkerCard, lease_ms: int) -> int:
+        """Introduce a worker, with its first lease; return the database's time, milliseconds."""
+        if not self.is_shared:
+            now_ms = self._clock.now_ms()
+            self._dialect.introduce(leases.card_text(card, now_ms))
+            return now_ms
+        return await self._db.write(REGISTER, leases.Registering(card, lease_ms))
+
+    def beat(self, worker_id: str, lease_ms: int) -> Beat:
+        """Prolong a lease, on a connection of its own; blocks, for one thread."""
+        return self._pulse.beat(worker_id, lease_ms)
+
+    async def owned(self, worker_id: str) -> dict[int, int]:
+        """Return the runs of a worker that want attention, each with its epoch."""
+        return await self._db.read(lambda tx: leases.owned(tx, worker_id))
+
+    async def forgive(self, lost: Sequence[tuple[int, int]]) -> None:
+        """Take back the kill that was counted for runs (pk, epoch held) whose worker is alive."""
+        await self._db.write(FORGIVE, lost)
+
+    async def drain(self, worker_id: str) -> None:
+        """Note that a worker takes no more runs."""
+        if self.is_shared:
+            await self._db.write(DRAIN, worker_id)
+
+    async def leave(self, worker_id: str) -> None:
+        """Let go of all runs of a worker that stops, and forget it."""
+        await self._db.write(LEAVE, worker_id)
+
+    async def workers(self) -> list[WorkerRow]:
+        """Return the workers that are known, the oldest first, and owners that are not."""
+        card = "" if self.is_shared else self._dialect.introduced()
+        return await self._db.read(lambda tx: leases.listed(tx, card))
 
 
 def committed(parts: Parts) -> None:

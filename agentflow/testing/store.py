@@ -84,7 +84,7 @@ class MortalStore:
         found = getattr(self._inner, name)
         if not self.death.is_set() or name in {"close", "body", "chain"}:
             return found
-        return _quietly if name == "release" else self._never
+        return _quietly if name in {"release", "leave"} else self._never
 
     async def append(self, batch: Append) -> Any:
         """Write one activation, unless this is where the process dies."""

@@ -64,6 +64,19 @@ class RunScope:
     segment: int = 1
 
 
+class Gate(Protocol):
+    """Holds attempts back while the worker may have been given up for dead."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether something may start now."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait until something may start."""
+        ...
+
+
 @dataclass(slots=True, kw_only=True)
 class AttemptHouse:
     """What attempts share in one worker.
@@ -75,6 +88,7 @@ class AttemptHouse:
         draws: Jitter of retries.
         resources: What the user gave to `agentflow.open(resources=…)`.
         on_item: Where stream items go, or None while nobody watches.
+        gate: What must be open before anything outside is touched; None = always open.
     """
 
     codec: Codec
@@ -85,6 +99,7 @@ class AttemptHouse:
     on_item: Callable[[RunScope, StreamItem], None] | None = None
     is_watched: Callable[[RunScope], bool] = lambda _: False
     threads: Threads = field(default_factory=lambda: Threads(_THREADS))
+    gate: Gate | None = None
 
 
 class Attempt:
@@ -118,7 +133,10 @@ class Attempt:
     async def run(self) -> None:
         """Run the attempt and deliver its outcome; nothing is delivered on shutdown."""
         activity = self._activity()
+        gate = self._house.gate
         try:
+            if gate is not None and not gate.is_held:
+                await gate.wait()
             sync_point("activity.before_call")
             result = await self._timed(activity, self.arguments(activity))
             sync_point("activity.after_call")

@@ -78,6 +78,7 @@ class House:
 
     Attributes:
         settle_grace_ms: How long an ended function waits for its calls in flight, ms.
+        store_patience: How often an append is tried that the store cannot write; None = for ever.
         on_status: Told of every status that was committed.
         on_broken: Told of an error after which the worker cannot go on.
     """
@@ -94,7 +95,7 @@ class House:
     on_timer: Callable[[Runner, int], None]
     ask_inbox: Callable[[int], None]
     settle_grace_ms: int = 5_000
-    store_patience: int = 12
+    store_patience: int | None = 12
 
 
 @dataclass(slots=True)
@@ -542,7 +543,7 @@ class Runner:
             self._guarded(self._committed, commit, answer.result())
         elif isinstance(error, FencedError):
             self._lost(error)
-        elif isinstance(error, StoreError) and commit.tries < self._house.store_patience:
+        elif isinstance(error, StoreError) and self._is_patient(commit):
             wait = _RETRY_SECONDS[min(commit.tries, len(_RETRY_SECONDS) - 1)]
             commit.tries += 1
             extra = {"run_id": self.row.id, "error": str(error), "try": commit.tries}
@@ -552,6 +553,10 @@ class Runner:
             self._cannot_go_on(error)  # a child's id is taken, say: the run's own fault
         else:
             self._house.on_broken(error)
+
+    def _is_patient(self, commit: _Commit) -> bool:
+        patience = self._house.store_patience
+        return patience is None or commit.tries < patience
 
     def _committed(self, commit: _Commit, answer: Appended) -> None:
         machine, batch, append = commit.machine, commit.batch, commit.append

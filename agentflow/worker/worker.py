@@ -10,6 +10,7 @@ import asyncio
 import heapq
 import itertools
 import logging
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
@@ -24,11 +25,22 @@ from agentflow.engine.definitions import REGISTRY, Registry
 from agentflow.errors import StoreError
 from agentflow.history import events as ev
 from agentflow.llm.stream import StreamItem
-from agentflow.protocols import Append, Claimed, InboxRow, RunStatus, Served, Store, bare_append
+from agentflow.loading import load
+from agentflow.protocols import (
+    Append,
+    Claimed,
+    InboxRow,
+    RunStatus,
+    Served,
+    Store,
+    WorkerCard,
+    bare_append,
+)
 from agentflow.sync_point import sync_point
 from agentflow.worker.attempts import AttemptHouse, Draws, RunScope
 from agentflow.worker.broadcast import Broadcast
 from agentflow.worker.inbox import arrival_of
+from agentflow.worker.membership import Membership
 from agentflow.worker.runner import House, Runner
 
 _LOG = logging.getLogger("agentflow.worker")
@@ -36,6 +48,8 @@ _CLAIM = 200  # runs per claim: one transaction, and not more memory than that a
 _LOAD_EVENTS = 2_000  # events per read of histories: about 0.1 s of replay, then others get a turn
 _IDLE_SECONDS = 5.0  # a look at the store even if nobody has said that something changed
 _STANDBY_SECONDS = 0.25  # how often a stand-by asks whether the owner has gone
+_FILE_PATIENCE = 12  # tries of an append
+_AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # between looks at a server that does not answer
 _WARM = 64  # waiting runs that stay in memory, so that a quick answer needs no replay
 
 
@@ -51,6 +65,9 @@ class WorkerOptions:
         resources: What activities find in `ActivityContext.resources`.
         workflows: Names to claim; None = all that are registered.
         queues: Queues to claim from; None = all.
+        lease_seconds: On a shared database: after how long without a beat peers take this worker's
+            runs over, in seconds.
+        beat_seconds: Time between beats, in seconds.
     """
 
     max_active: int = 1_000
@@ -60,13 +77,15 @@ class WorkerOptions:
     resources: Mapping[str, Any] = field(default_factory=dict)
     workflows: tuple[str, ...] | None = None
     queues: tuple[str, ...] | None = None
+    lease_seconds: float = 15.0
+    beat_seconds: float = 5.0
 
 
 class Worker:
     """Runs workflows and activities in this process.
 
     Attributes:
-        id: Name of this process start, never used twice.
+        membership: This process as one of the workers of the database.
         is_owner: Whether this process owns the database (always, on PostgreSQL).
         error: Why the worker stopped by itself, if it did.
     """
@@ -85,13 +104,17 @@ class Worker:
         registry: Registry = REGISTRY,
         options: WorkerOptions | None = None,
     ) -> None:
-        self.id = ids.new_worker_id()
         self.is_owner = False
         self.error: BaseException | None = None
-        self._options = options or WorkerOptions()
+        self._options = options = options or WorkerOptions()
         self._store = store
-        self._clock = clock
         self._registry = registry
+        self.membership = Membership(
+            store, self._card(), clock=clock, lease_seconds=options.lease_seconds,
+            beat_seconds=options.beat_seconds, drop_lost=self._drop_lost,
+        )  # fmt: skip
+        is_shared = self.membership.is_shared
+        self._clock = clock = self.membership if is_shared else clock
         self._on_status = on_status
         self._broadcast = Broadcast(store)
         self._look_later = False
@@ -100,12 +123,15 @@ class Worker:
         self._attempts = AttemptHouse(
             codec=codec, bodies=store, clock=clock, draws=draws,
             resources=self._options.resources, on_item=self._show, is_watched=self._is_watched,
+            gate=self.membership if is_shared else None,
         )  # fmt: skip
         self._house = House(
             store=store, codec=codec, clock=clock, registry=registry, attempts=self._attempts,
             random_of=random_of, on_status=on_status, on_broken=self._break,
             on_gone=self._let_go, on_timer=self._set_timer, ask_inbox=self._ask_inbox,
             settle_grace_ms=self._options.settle_grace_ms,
+            # A file that cannot be written needs a person; a server that is away comes back.
+            store_patience=None if is_shared else _FILE_PATIENCE,
         )  # fmt: skip
         self._runners: dict[int, Runner] = {}
         self._warm: OrderedDict[int, Runner] = OrderedDict()
@@ -117,6 +143,24 @@ class Worker:
         self._stopping = False
         self._task: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
+
+    @property
+    def id(self) -> str:
+        """Name of this worker: never used twice, and another one once it was given up for dead."""
+        return self.membership.card.id
+
+    def _card(self) -> WorkerCard:
+        options, known = self._options, self._registry.workflows
+        names = known if options.workflows is None else options.workflows
+        return WorkerCard(
+            id=ids.new_worker_id(),
+            host=os.uname().nodename,
+            pid=os.getpid(),
+            agentflow=_release() if self._store.is_shared else "",
+            queues=options.queues or (),
+            workflows={name: known[name].version for name in names if name in known},
+            concurrency=options.max_active,
+        )
 
     # --- life -------------------------------------------------------------------------------
 
@@ -162,11 +206,22 @@ class Worker:
         self._warm.clear()
         self._attempts.threads.close()
         await self._broadcast.close()
-        if self.is_owner and held and self.error is None:
+        self.membership.stop()
+        if self.is_owner and self.error is None:
+            self.is_owner = False
             try:
-                await self._store.release(self.id, [r.row.pk for r in held])
+                await self.membership.leave()
             except StoreError as e:
                 _LOG.warning("runs were not released", extra={"error": str(e)})
+
+    def _drop_lost(self, owned: Mapping[int, int]) -> list[tuple[int, int]]:
+        """Let go of runs that are not among *owned* at the epoch at which they are held."""
+        held = list(self._runners.values())
+        lost = [r for r in held if owned.get(r.row.pk) != r.row.epoch]
+        for runner in lost:
+            runner.drop()
+            del self._runners[runner.row.pk]
+        return [(runner.row.pk, runner.row.epoch) for runner in lost]
 
     def _break(self, error: BaseException) -> None:
         """Stop working because of *error*; results that are waited for raise it."""
@@ -200,15 +255,28 @@ class Worker:
         await self._store.wake_parked(("needs_code", "needs_version"))
         self._ready.set()
         sync_point("worker.started")
+        fails = 0
         while not self._stopping:
-            self._wake.clear()
-            self._changed = False
-            await self._look_for_watchers()  # first: a call that is claimed knows who watches it
-            more = await self._claim()
-            await self._read_inboxes()
-            self._fire_timers()
-            if more or self._changed:
-                continue
+            try:
+                await self._turn()
+                fails = 0
+            except StoreError as e:
+                if not self.membership.is_shared:
+                    raise
+                if fails == 0:
+                    _LOG.warning("the database does not answer", extra={"error": str(e)})
+                await asyncio.sleep(_AGAIN_SECONDS[min(fails, len(_AGAIN_SECONDS) - 1)])
+                fails += 1
+
+    async def _turn(self) -> None:
+        """Look once at everything that may want attention, then sleep until something does."""
+        self._wake.clear()
+        self._changed = False
+        await self._look_for_watchers()  # first: a call that is claimed knows who watches it
+        more = await self._claim()
+        await self._read_inboxes()
+        self._fire_timers()
+        if not (more or self._changed):
             await self._sleep()
 
     def _is_watched(self, scope: RunScope) -> bool:
@@ -238,6 +306,7 @@ class Worker:
                 told = True
                 self._ready.set()
             await asyncio.sleep(_STANDBY_SECONDS)
+        await self.membership.join()
         self.is_owner = True
 
     def _served(self) -> Served:
@@ -255,12 +324,13 @@ class Worker:
 
     async def _claim(self) -> bool:
         room = min(_CLAIM, self._options.max_active - len(self._runners))
-        if room <= 0:
+        if room <= 0 or not self.membership.is_held:
             return False
         sync_point("claim.before")
         claimed = await self._store.claim(
-            self.id, now_ms=self._clock.now_ms(), limit=room, served=self._served()
-        )
+            self.id, now_ms=self._clock.now_ms(), limit=room, served=self._served(),
+            take_over=self.membership.looks_for_dead(),
+        )  # fmt: skip
         if not claimed:
             return False
         sync_point("claim.after")
@@ -359,6 +429,8 @@ class Worker:
         if wake is not None and len(self._runners) < self._options.max_active:
             times.append(max(wake, now + 1))
         seconds = (min(times) - now) / 1000 if times else _IDLE_SECONDS
+        if self.membership.is_shared:
+            seconds = min(seconds, self.membership.look_seconds)
         sleeper = asyncio.ensure_future(self._clock.sleep(max(0.0, seconds)))
         waiter = asyncio.ensure_future(self._wake.wait())
         try:
@@ -378,6 +450,11 @@ class Worker:
                 oldest.drop()
         if len(self._runners) < self._options.max_active:
             self._wake.set()
+
+
+def _release() -> str:
+    """Return the version of the library; to look it up takes some milliseconds."""
+    return str(load("importlib.metadata").version("agentflow"))
 
 
 def _by_length(claimed: Sequence[Claimed]) -> Iterator[list[Claimed]]:

@@ -66,3 +66,15 @@ def test_secrets_are_collected_by_name_and_not_shown(tmp_path: Path) -> None:
 
     assert settings.secrets == {"X_API_KEY": "value"}
     assert "value" not in repr(settings)
+
+
+def test_a_beat_that_does_not_keep_its_lease_is_refused(tmp_path: Path) -> None:
+    """Two beats may get lost before anybody takes over."""
+    found = read_settings(
+        {"AGENTFLOW_LEASE_SECONDS": "2", "AGENTFLOW_BEAT_SECONDS": "0.5"}, tmp_path
+    )
+
+    assert (found.lease_seconds, found.beat_seconds) == (2.0, 0.5)
+    for wrong in ({"AGENTFLOW_LEASE_SECONDS": "14"}, {"AGENTFLOW_BEAT_SECONDS": "never"}):
+        with pytest.raises(SettingsError):
+            read_settings(wrong, tmp_path)

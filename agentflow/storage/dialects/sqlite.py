@@ -212,13 +212,30 @@ class SqliteDialect:
         return True
 
     def owner(self) -> str:
-        """Return what the owner wrote about itself, for messages; "" if nothing."""
+        """Return the owner's process and id, for messages; "" if nothing is known."""
+        return (*self._owner_lines(), "")[0]
+
+    def introduce(self, card: str) -> None:
+        """Add a line to the owner's file, which only its owner writes."""
+        if self._owner_fd is not None:
+            line = f"{card}\n".encode()
+            os.pwrite(self._owner_fd, line, os.fstat(self._owner_fd).st_size)
+
+    def introduced(self) -> str:
+        """Return the line that the owner added, while it is alive."""
+        lines = self._owner_lines()
+        if self.path is None or len(lines) < 2:  # noqa: PLR2004 -- the id, the card
+            return ""
+        alive = self._owner_fd is not None or is_owned(owner_path(self.path))
+        return lines[-1] if alive else ""
+
+    def _owner_lines(self) -> list[str]:
         if self.path is None:
-            return ""
+            return []
         try:
-            return owner_path(self.path).read_text().strip()
+            return owner_path(self.path).read_text(encoding="utf-8").splitlines()
         except OSError:
-            return ""
+            return []
 
     def became_owner(self, cursor: Cursor) -> None:
         """Let the writer's connection checkpoint: it is the only one that does."""

@@ -1,0 +1,203 @@
+"""Several workers with leases on one database: who takes what over, and who may not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import agentflow
+from agentflow import activity, workflow
+from agentflow.clock import SystemClock
+from agentflow.errors import StoreError
+from agentflow.history import events as ev
+from agentflow.protocols import Beat, WorkerCard
+from agentflow.storage.store import SqlStore
+from agentflow.testing.store_conformance import World
+from agentflow.worker.worker import WorkerOptions
+from tests.contract.shared_file import shared_store
+
+LEASE_MS = 600
+OPTIONS = WorkerOptions(lease_seconds=LEASE_MS / 1000, beat_seconds=0.15, drain_seconds=1.0)
+STARTED: list[str] = []
+
+
+def looped(test: Callable[..., Any]) -> Callable[..., None]:
+    """Run a test in an event loop."""
+
+    @wraps(test)
+    def run(tmp_path: Path) -> None:
+        asyncio.run(test(tmp_path))
+
+    return run
+
+
+async def until(holds: Callable[[], bool], *, seconds: float = 5.0) -> None:
+    """Wait until something holds."""
+    async with asyncio.timeout(seconds):
+        while not holds():
+            await asyncio.sleep(0.01)
+
+
+class Cut(SqlStore):
+    """A store whose beats get lost while it is cut off."""
+
+    is_cut = False
+
+    def beat(self, worker_id: str, lease_ms: int) -> Beat:
+        """Prolong the lease, unless the line is cut."""
+        if self.is_cut:
+            msg = "no route to the database"
+            raise StoreError(msg)
+        return super().beat(worker_id, lease_ms)
+
+
+def cut_store(path: Path) -> Cut:
+    """Return a store whose beats can be cut off."""
+    return Cut(shared_store(path)._dialect)
+
+
+@activity
+async def slow(seconds: float) -> str:
+    """Start, and take some time."""
+    STARTED.append("slow")
+    await asyncio.sleep(seconds)
+    return "done"
+
+
+@workflow
+async def one_slow_call(seconds: float) -> str:
+    """Call it once."""
+    return await slow(seconds)
+
+
+async def card(store: SqlStore, id_: str, lease_ms: int = LEASE_MS) -> None:
+    """Introduce a worker."""
+    await store.register(WorkerCard(id=id_, host="h", pid=1, workflows={"w": "2"}), lease_ms)
+
+
+@looped
+async def test_a_run_is_left_alone_while_its_owner_lives(tmp_path: Path) -> None:
+    """Beats keep it; silence gives it away; whoever has no lease at all is dead."""
+    store = shared_store(tmp_path / "a.db")
+    await store.open()
+    w = World(store, SystemClock())  # type: ignore[arg-type]
+    await card(store, "w1")
+    await card(store, "w2", 60_000)
+    for name in ("a", "b"):
+        await w.start(name)
+
+    async def claim(worker: str) -> list[tuple[str, bool, int]]:
+        found = await store.claim(worker, now_ms=SystemClock().now_ms(), limit=1)
+        return [(c.row.id, c.took_over, c.row.kill_count) for c in found]
+
+    assert await claim("w1") == [("a", False, 0)]
+    assert await claim("w2") == [("b", False, 0)]
+    assert await claim("w2") == []
+    await asyncio.sleep(LEASE_MS / 2000)
+    beat = await asyncio.to_thread(store.beat, "w1", LEASE_MS)
+    assert (beat.is_known, beat.has_lapsed) == (True, False)
+    await asyncio.sleep(LEASE_MS / 1500)
+    assert await claim("w2") == []
+    await asyncio.sleep(LEASE_MS / 1000)
+    assert [r.is_alive for r in await store.workers()] == [False, True]
+    assert await claim("w2") == [("a", True, 1)]
+
+    late = await asyncio.to_thread(store.beat, "w1", LEASE_MS)
+    gone = await asyncio.to_thread(store.beat, "nobody", LEASE_MS)
+    assert (late.is_known, late.has_lapsed) == (True, True)
+    assert (gone.is_known, gone.has_lapsed) == (False, True)
+    assert await store.owned("w1") == {}
+    await store.leave("w2")
+    assert [*await claim("w1"), *await claim("w1")] == [("a", False, 1), ("b", False, 0)]
+    await store.close()
+
+
+@looped
+async def test_a_kill_that_was_none_is_taken_back_once(tmp_path: Path) -> None:
+    """Only where nobody has had the run since."""
+    store = shared_store(tmp_path / "a.db")
+    await store.open()
+    w = World(store, SystemClock())  # type: ignore[arg-type]
+    row = await w.start("a")
+    for worker in ("w1", "w2"):
+        (claimed,) = await store.claim(worker, now_ms=SystemClock().now_ms(), limit=1)
+        row = claimed.row
+    assert (row.epoch, row.kill_count) == (2, 1)
+
+    await store.forgive([(row.pk, 1)])
+    await store.forgive([(row.pk, 1), (row.pk, 2)])
+
+    assert (await w.row(row)).kill_count == 0
+    await store.close()
+
+
+@looped
+async def test_a_worker_that_is_cut_off_starts_nothing_and_loses_its_runs(tmp_path: Path) -> None:
+    """Its peer takes over within the lease; when the line is back it drops what is not its own."""
+    path = tmp_path / "a.db"
+    STARTED.clear()
+    cut = cut_store(path)
+    async with agentflow.open(store=cut, worker=OPTIONS) as first:
+        run = await first.start(one_slow_call, 3.0, id="r")
+        await until(lambda: STARTED == ["slow"])
+        cut.is_cut = True
+        async with agentflow.open(store=shared_store(path), worker=OPTIONS) as second:
+            await until(lambda: STARTED == ["slow", "slow"])
+            assert not first._worker.membership.is_held
+            other = await first.start(one_slow_call, 0.0, id="other")
+            assert await (await second.get("other")).result() == "done"
+            cut.is_cut = False
+            await until(lambda: first._worker.membership.is_held)
+
+            assert not first._worker._runners
+            assert await (await second.get("r")).result() == "done"
+            row = await run.info()
+            kinds = [type(e) for e in await run.history()]
+    assert STARTED == ["slow", "slow", "slow"]
+    assert (row.epoch, row.status) == (2, "completed")
+    assert kinds.count(ev.ActivityInDoubt) == 1
+    assert other.id == "other"
+
+
+@looped
+async def test_a_lapse_that_nobody_used_costs_nothing(tmp_path: Path) -> None:
+    """No peer was there: the call in flight ends, and its outcome is recorded."""
+    path = tmp_path / "a.db"
+    STARTED.clear()
+    cut = cut_store(path)
+    async with agentflow.open(store=cut, worker=OPTIONS) as flow:
+        run = await flow.start(one_slow_call, 1.5, id="r")
+        await until(lambda: STARTED == ["slow"])
+        cut.is_cut = True
+        await asyncio.sleep(2 * LEASE_MS / 1000)
+        assert not flow._worker.membership.is_held
+        cut.is_cut = False
+
+        assert await run.result() == "done"
+        assert (await run.info()).epoch == 1
+        assert flow._worker.membership.lapses == 1
+    assert STARTED == ["slow"]
+
+
+@looped
+async def test_a_clean_stop_leaves_no_trace(tmp_path: Path) -> None:
+    """No worker is left, and its runs are free at once, without a kill."""
+    path = tmp_path / "a.db"
+    store = shared_store(path)
+    options = WorkerOptions(lease_seconds=60.0, drain_seconds=0.1)
+    async with agentflow.open(store=store, worker=options) as flow:
+        await flow.start(one_slow_call, 30.0, id="r")
+        await until(lambda: len(STARTED) > 0)
+        (me,) = await store.workers()
+        assert (me.card.id, me.card.workflows["one_slow_call"]) == (flow._worker.id, "")
+        assert me.is_alive
+    after = shared_store(path)
+    await after.open()
+    row = await after.get_run("default", "r")
+
+    assert await after.workers() == []
+    assert (row.owner, row.kill_count, row.wake_at_ms) == (None, 0, 0)
+    await after.close()
