@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 import random  # noqa: TID251 -- the root makes the streams that workflows are given
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentflow.activities.llm_call import Models
 from agentflow.client import Client, Run, Seams, Watch
@@ -18,13 +17,14 @@ from agentflow.clock import Clock, SystemClock
 from agentflow.codec import Cipher, Codec
 from agentflow.engine.definitions import REGISTRY, Registry, Workflow
 from agentflow.errors import SettingsError, UnknownModelError
-from agentflow.ledger.overlay_file import read_overlay
-from agentflow.ledger.prices import GenaiPriceBook
 from agentflow.llm.usage import Usage
 from agentflow.loading import load
 from agentflow.protocols import PriceBook, Provider, Store
 from agentflow.settings import Settings, read_settings
 from agentflow.worker.worker import Worker, WorkerOptions
+
+if TYPE_CHECKING:
+    from agentflow.ledger.prices import GenaiPriceBook  # loaded when something is priced
 
 R = TypeVar("R")
 _LOG = logging.getLogger("agentflow")
@@ -106,8 +106,10 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
     settings = read_settings().with_flags(database_url=url, project=project, durability=durability)
     clock = clock or SystemClock()
     watch = Watch()
-    load = _provider_loader(providers, scripts, background=settings.background)
-    models = Models(load, prices or price_book(settings))
+    provider = _provider_loader(providers, scripts, background=settings.background)
+    if prices is None and settings.prices:
+        prices = price_book(settings)  # now: a mistake in the file should be seen at once
+    models = Models(provider, lambda: prices or price_book(settings))
     options = worker or worker_options(settings)
     options = _with_resources(options, resources or {}, models)
     seams = _seams(settings, clock, watch, registry, actor, store)
@@ -232,7 +234,7 @@ def _store(settings: Settings, clock: Clock) -> Store:
 def _cipher(settings: Settings) -> Cipher | None:
     if not settings.encryption_key:
         return None
-    module = importlib.import_module("agentflow.crypto")
+    module = load("agentflow.crypto")
     made: Cipher = module.AesGcmCipher.from_text(settings.encryption_key)
     return made
 
@@ -243,7 +245,11 @@ def price_book(settings: Settings) -> GenaiPriceBook:
     Raises:
         SettingsError: the file of negotiated prices cannot be read, or is wrong.
     """
-    return GenaiPriceBook([read_overlay(Path(settings.prices))] if settings.prices else [])
+    overlays = []
+    if settings.prices:
+        overlays.append(load("agentflow.ledger.overlay_file").read_overlay(Path(settings.prices)))
+    book: GenaiPriceBook = load("agentflow.ledger.prices").GenaiPriceBook(overlays)
+    return book
 
 
 def read_usage(model: str, raw: Mapping[str, Any]) -> Usage | None:
@@ -266,7 +272,7 @@ def read_usage(model: str, raw: Mapping[str, Any]) -> Usage | None:
     if not path:
         msg = f"no adapter here reads the usage of {provider!r}"
         raise LookupError(msg)
-    read: Callable[[dict[str, Any]], Usage | None] = importlib.import_module(path).read_usage
+    read: Callable[[dict[str, Any]], Usage | None] = load(path).read_usage
     return read({"usage": dict(raw), "tool_usage": raw.get("tool_usage")})
 
 
@@ -275,11 +281,11 @@ def _provider_loader(
 ) -> Callable[[str], Provider]:
     mine = {provider.name: provider for provider in own}
 
-    def load(name: str) -> Provider:
+    def provider(name: str) -> Provider:
         if name in mine:
             return mine[name]
         if name == "scripted":
-            module = importlib.import_module("agentflow.providers.scripted")
+            module = load("agentflow.providers.scripted")
             scripted: Provider = module.Scripted(scripts=scripts or {})
             return scripted
         if name not in _PROVIDERS:
@@ -288,10 +294,10 @@ def _provider_loader(
             raise UnknownModelError(msg)
         path, class_name = _PROVIDERS[name]
         options = {"background": background} if name == "openai" else {}
-        made: Provider = getattr(importlib.import_module(path), class_name)(**options)
+        made: Provider = getattr(load(path), class_name)(**options)
         return made
 
-    return load
+    return provider
 
 
 def _with_resources(

@@ -13,8 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from agentflow.codec import Cipher, Parts, Payload
 from agentflow.dataclass import dataclass
 from agentflow.history.events import ActivityStarted, AnyEvent
-from agentflow.ledger.budgets import Bound, Budget, Limits, Scope
-from agentflow.ledger.ceiling import Ceiling
+from agentflow.ledger.budgets import Bound, Budget, Ceiling, Limits, Scope
 from agentflow.ledger.entries import AttemptRecord, Priced
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
 from agentflow.ledger.spending import Spending

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import field, fields, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from agentflow.codec import MAX_PAYLOAD_BYTES
 from agentflow.dataclass import dataclass
 from agentflow.errors import SettingsError
+from agentflow.loading import load
 
 _PREFIX = "AGENTFLOW_"
 _BEATS_PER_LEASE = 3  # so that one that gets lost costs nobody a run
@@ -159,9 +159,10 @@ def _from_file(start: Path) -> Mapping[str, Any]:
         file = folder / "pyproject.toml"
         if file.is_file():
             try:
-                with file.open("rb") as stream:
-                    data = tomllib.load(stream)
-            except (OSError, tomllib.TOMLDecodeError):
+                text = file.read_text(encoding="utf-8")
+                # Most files do not speak of us, and need no parser.
+                data = load("tomllib").loads(text) if "agentflow" in text else {}
+            except (OSError, ValueError):
                 return {}  # somebody else's broken file; their own tools will say so
             section = data.get("tool", {}).get("agentflow", {})
             return _placed(section, folder) if isinstance(section, dict) else {}

@@ -14,8 +14,7 @@ from agentflow.activities.llm_call import Models, split_model
 from agentflow.codec import adapter
 from agentflow.engine.context import ActivityCall
 from agentflow.errors import AgentflowError
-from agentflow.ledger.budgets import MOST, Bound
-from agentflow.ledger.ceiling import Ceiling
+from agentflow.ledger.budgets import MOST, Bound, Ceiling
 from agentflow.ledger.entries import PICO
 from agentflow.llm.messages import ImagePart, Message
 from agentflow.llm.request import ModelRequest
@@ -45,10 +44,10 @@ _LENGTHS = ("max_output_tokens", "max_completion_tokens", "max_tokens")
 
 # The longest answers of models, where no limit is sent. Source: developers.openai.com, models.
 _LONGEST = (
-    (re.compile(r"gpt-5(?:\.\d)?(?:-(?:mini|nano|pro))?(?:-20\d\d.*)?$"), 128_000),
-    (re.compile(r"gpt-4\.1"), 32_768),
-    (re.compile(r"gpt-4o"), 16_384),
-    (re.compile(r"o[134]"), 100_000),
+    (r"gpt-5(?:\.\d)?(?:-(?:mini|nano|pro))?(?:-20\d\d.*)?$", 128_000),
+    (r"gpt-4\.1", 32_768),
+    (r"gpt-4o", 16_384),
+    (r"o[134]", 100_000),
 )
 
 
@@ -140,7 +139,7 @@ def output_tokens(request: ModelRequest, models: Models, ceiling: Ceiling) -> in
         return None  # the call itself will say what is wrong
     if isinstance(provider, LengthLimited):
         return provider.longest_answer(request)
-    known = next((tokens for name, tokens in _LONGEST if name.match(model)), None)
+    known = next((tokens for name, tokens in _LONGEST if re.match(name, model)), None)
     return known if known is not None else ceiling.window_tokens
 
 

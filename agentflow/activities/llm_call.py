@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from agentflow.clock import Clock, SystemClock, from_ms, to_ms
@@ -42,17 +43,25 @@ class Models:
 
     Args:
         load: Makes the provider of a name; raises UnknownModelError where there is none.
-        prices: Turns usage into cost.
+        prices: Returns what turns usage into cost, when the first call is to be priced.
         clock: Tells the time whose prices are in force.
     """
 
     def __init__(
-        self, load: Callable[[str], Provider], prices: PriceBook, clock: Clock | None = None
+        self,
+        load: Callable[[str], Provider],
+        prices: Callable[[], PriceBook],
+        clock: Clock | None = None,
     ) -> None:
-        self.prices = prices
         self._load = load
+        self._load_prices = prices
         self._clock = clock or SystemClock()
         self._providers: dict[str, Provider] = {}
+
+    @cached_property
+    def prices(self) -> PriceBook:
+        """The price book, the same for all calls."""
+        return self._load_prices()
 
     def now(self) -> datetime:
         """Return the current time as an aware UTC datetime."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from typing import Any
@@ -12,6 +11,7 @@ from agentflow.engine.calls import Call
 from agentflow.engine.definition import Definition
 from agentflow.errors import PayloadError
 from agentflow.history.events import ActivityScheduled, ChildStarted
+from agentflow.loading import load
 
 _DIFF_LINES = 40  # enough to see what was edited; the whole request is in `show --messages`
 
@@ -49,7 +49,9 @@ def difference(
         old = _raw(codec, recorded, bodies)
     new = {n: to_json(v, definition.annotations.get(n, Any), what) for n, v in asked.items()}
     lines = list(
-        difflib.unified_diff(_pretty(old), _pretty(new), "recorded", "asked now", n=1, lineterm="")
+        load("difflib").unified_diff(
+            _pretty(old), _pretty(new), "recorded", "asked now", n=1, lineterm=""
+        )
     )
     if len(lines) > _DIFF_LINES:
         lines = [*lines[:_DIFF_LINES], f"… {len(lines) - _DIFF_LINES} more lines"]

@@ -161,6 +161,23 @@ class Budget:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ceiling:
+    """The highest prices that can apply to a call, in pico-USD, rounded up.
+
+    Attributes:
+        input_pico_usd: One input token.
+        output_pico_usd: One output token.
+        request_pico_usd: One request.
+        window_tokens: The model's context window, where it is known.
+    """
+
+    input_pico_usd: int
+    output_pico_usd: int
+    request_pico_usd: int = 0
+    window_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Bound:
     """What one attempt may cost at most.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 
-from agentflow.dataclass import dataclass
+from agentflow.ledger.budgets import Ceiling
 from agentflow.ledger.entries import EXACT, PICO
 from agentflow.ledger.rates import Rate, Sheet
 from agentflow.ledger.rules import vendor_of
@@ -23,23 +23,6 @@ _CHEAPER = {"flex", "batch"}  # never dearer than the standard tier, which is lo
 _REGIONS: Mapping[str, str] = {"anthropic": "inference_geo", "openai": "region"}
 
 SheetOf = Callable[[str | None, Mapping[str, str]], Sheet | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ceiling:
-    """The highest prices that can apply to a call, in pico-USD, rounded up.
-
-    Attributes:
-        input_pico_usd: One input token.
-        output_pico_usd: One output token.
-        request_pico_usd: One request.
-        window_tokens: The model's context window, where it is known.
-    """
-
-    input_pico_usd: int
-    output_pico_usd: int
-    request_pico_usd: int = 0
-    window_tokens: int | None = None
 
 
 def ceiling_of(

@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from agentflow.ledger.bill import Bill, iteration_doubts, iterations, unknown_fields
-from agentflow.ledger.ceiling import Ceiling, ceiling_of
+from agentflow.ledger.budgets import Ceiling
+from agentflow.ledger.ceiling import ceiling_of
 from agentflow.ledger.entries import CostStatus, Priced
 from agentflow.ledger.overlay import Overlay
 from agentflow.ledger.rates import SOURCE, Sheet, find, is_timed, make_sheet, snapshot, version

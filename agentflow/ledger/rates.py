@@ -13,6 +13,7 @@ from agentflow.dataclass import dataclass
 from agentflow.ledger.entries import EXACT, PICO, plain
 from agentflow.ledger.overlay import CALL_UNITS, PER, Overlay, discounted, overlaid
 from agentflow.ledger.rules import CACHE_WRITE_12H_FACTOR, Terms, terms, vendor_of
+from agentflow.loading import load
 
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
@@ -172,9 +173,8 @@ def snapshot() -> DataSnapshot:
 
     Imported when first asked for: it takes 0.3 s and 10 MB, and most commands never price.
     """
-    from genai_prices.data_snapshot import get_snapshot  # noqa: PLC0415 -- see above
-
-    return get_snapshot()
+    held: DataSnapshot = load("genai_prices.data_snapshot").get_snapshot()
+    return held
 
 
 @lru_cache(maxsize=1)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from html import escape
 from typing import Literal
 
 from agentflow.dataclass import dataclass
 from agentflow.ledger.entries import AttemptRecord, usd
+from agentflow.loading import load
 
 GroupBy = Literal["run", "step", "attempt", "model", "tool", "agent", "tag", "day"]
 
@@ -218,6 +218,7 @@ class RunCost:
         ]
         if group.failed:
             rows.append(("failed", f"{_times(group.failed, 'call')}, {_failed(group)}"))
+        escape = load("html").escape
         cells = "".join(f"<tr><th>{name}</th><td>{escape(text)}</td></tr>" for name, text in rows)
         return f"<table><caption>{escape(group.group)}</caption>{cells}</table>"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -17,6 +16,7 @@ from agentflow.ledger.budgets import Budget
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
 from agentflow.ledger.spending import Spending
 from agentflow.llm.stream import StreamItem
+from agentflow.loading import load
 from agentflow.protocols import (
     EVERYTHING,
     Append,
@@ -114,7 +114,7 @@ class SqlStore:
             clock: Where the store takes the time of rows from.
             faults: Lets tests make commits fail.
         """
-        module = importlib.import_module("agentflow.storage.dialects.sqlite")
+        module = load("agentflow.storage.dialects.sqlite")
         return cls(module.SqliteDialect(url, durability=durability), clock=clock, faults=faults)
 
     # -- the database

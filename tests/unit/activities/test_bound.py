@@ -54,7 +54,7 @@ def _load(name: str) -> Provider:
     raise UnknownModelError(name)
 
 
-MODELS = Models(_load, BOOK, _Clock())
+MODELS = Models(_load, lambda: BOOK, _Clock())
 
 
 def asked(model: str, text: str = "hello", **how: Any) -> ModelRequest:

@@ -135,7 +135,7 @@ def called(
     """Call the activity once; return what it returned or raised, and what it recorded."""
     records: list[Any] = []
     vendor = complete if isinstance(complete, Vendor) else Vendor(complete)
-    models = Models(lambda _: vendor, prices or Prices(), ManualClock())
+    models = Models(lambda _: vendor, lambda: prices or Prices(), ManualClock())
     terms = {"label": "poet", "idempotency_key": "k", "attempt": 2, **about}
     context = ActivityContext(resources={MODELS: models}, on_record=records.append, **terms)
     try:
@@ -334,7 +334,7 @@ def test_providers_are_made_once_and_closed_together() -> None:
         return made[-1]
 
     async def use() -> None:
-        models = Models(load, Prices())
+        models = Models(load, Prices)
         for name in ("a", "b", "c", "a"):
             assert models.provider(name) is models.provider(name)
         with pytest.raises(OSError, match="already closed"):
@@ -385,7 +385,7 @@ def test_an_attempt_that_timed_out_is_in_the_ledger() -> None:
 
 async def _attempted(complete: Complete, timeout: timedelta) -> list[Arrival]:
     codec, memory, parts = Codec(), Memory(), Parts()
-    models = Models(lambda _: Vendor(complete), Prices())
+    models = Models(lambda _: Vendor(complete), Prices)
     activity = llm_call.with_options(timeout=timeout)
     call = Call("0/llm_call#1", "activity")
     call.activity_call = ActivityCall(activity=activity, arguments={"request": REQUEST})

@@ -204,7 +204,7 @@ class Driver:
             bodies=self.memory,
             clock=self.clock,
             draws=Half(),
-            resources={MODELS: Models(lambda _: provider, OneCent(), self.clock)},
+            resources={MODELS: Models(lambda _: provider, OneCent, self.clock)},
         )
         parts = Parts()
         payload = self.codec.encode_fields(
