@@ -19,7 +19,7 @@ from agentflow.engine.definitions import REGISTRY, Registry, Workflow
 from agentflow.errors import SettingsError, UnknownModelError
 from agentflow.llm.usage import Usage
 from agentflow.loading import load
-from agentflow.protocols import PriceBook, Provider, Store
+from agentflow.protocols import PriceBook, Provider, QueueLimit, Store
 from agentflow.settings import Settings, read_settings
 from agentflow.worker.worker import Worker, WorkerOptions
 
@@ -77,6 +77,7 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
     clock: Clock | None = None,
     registry: Registry = REGISTRY,
     worker: WorkerOptions | None = None,
+    queues: Sequence[str] | None = None,
     actor: str | None = None,
     store: Store | None = None,
 ) -> AsyncIterator[Flow]:
@@ -93,6 +94,7 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
         clock: Clock of one's own, for tests.
         registry: Workflows and activities; those of the process by default.
         worker: How the worker behaves.
+        queues: Queues whose runs the worker takes; all by default.
         actor: Who is named in histories for what this client does.
         store: A store of one's own instead of the database of *url*; opened and closed here.
 
@@ -111,6 +113,9 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
         prices = price_book(settings)  # now: a mistake in the file should be seen at once
     models = Models(provider, lambda: prices or price_book(settings))
     options = worker or worker_options(settings)
+    if queues is not None:
+        options = replace(options, queues=tuple(queues))
+    options = replace(options, limits=(*queue_limits(settings), *options.limits))
     options = _with_resources(options, resources or {}, models)
     seams = _seams(settings, clock, watch, registry, actor, store)
     store = seams.store
@@ -229,6 +234,14 @@ def _store(settings: Settings, clock: Clock) -> Store:
     module = load("agentflow.storage.store")
     made: Store = module.SqlStore.sqlite(url, durability=settings.durability, clock=clock)
     return made
+
+
+def queue_limits(settings: Settings) -> list[QueueLimit]:
+    """Return the limits of queues that *settings* name."""
+    return [
+        QueueLimit(scope="queue", name=name, source="settings", **limits)
+        for name, limits in settings.queues.items()
+    ]
 
 
 def _cipher(settings: Settings) -> Cipher | None:

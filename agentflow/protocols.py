@@ -56,6 +56,8 @@ class NewRun:
         parent: (pk of the parent run, key of the call that started it), for child runs.
         on_parent_end: ``cancel`` or ``detach``.
         limits: What it and its child runs may spend, where that is limited.
+        priority: A higher number is claimed before a lower one.
+        concurrency_key: Whose run it is, for limits and turns: a user, a tenant; ``""`` = nobody's.
     """
 
     project: str
@@ -69,6 +71,8 @@ class NewRun:
     parent: tuple[int, str] | None = None
     on_parent_end: str | None = None
     limits: Limits | None = None
+    priority: int = 0
+    concurrency_key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +117,8 @@ class RunRow:
     parent_key: str | None
     budget: int = 0
     version: str = ""
+    priority: int = 0
+    concurrency_key: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,6 +372,48 @@ class Served:
 
 EVERYTHING = Served()
 
+QueueScope = Literal["queue", "workflow"]
+LimitSource = Literal["operator", "settings", "code", "turns"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueLimit:
+    """How many runs of a queue, or of a workflow, may be active at once, on all workers together.
+
+    Attributes:
+        scope: ``queue`` or ``workflow``.
+        name: The queue's or the workflow's.
+        concurrency: Number of runs; 0 = none, None = any number.
+        per_key: Number of runs of each concurrency key; None = any number.
+        source: Who set it: ``operator`` (by hand: code and settings do not change it),
+            ``settings``, ``code``, or ``turns`` (nobody: a row that only remembers a turn).
+    """
+
+    scope: QueueScope
+    name: str
+    concurrency: int | None = None
+    per_key: int | None = None
+    source: LimitSource = "operator"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueState:
+    """A queue as it stands, or a workflow that has limits.
+
+    Attributes:
+        limit: Its limits.
+        due: Number of runs that could begin now.
+        running: Number of runs that are active, those of dead workers included.
+        waiting: Number of runs that wait for a time, a message or a person.
+        oldest_due_ms: Since when the oldest of the runs that are due has been; None = none is.
+    """
+
+    limit: QueueLimit
+    due: int
+    running: int
+    waiting: int
+    oldest_due_ms: int | None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerCard:
@@ -597,6 +645,19 @@ class Store(Protocol):
         """Return the budgets of a project, or those that limit one run."""
         ...
 
+    # -- queues
+    async def set_queue(self, wanted: QueueLimit) -> None:
+        """Set the limits of a queue or a workflow."""
+        ...
+
+    async def declare_queues(self, wanted: Sequence[QueueLimit]) -> None:
+        """Set limits that code and settings name, where nobody has set others by hand."""
+        ...
+
+    async def queues(self) -> list[QueueState]:
+        """Return the queues, and the workflows that have limits, by name."""
+        ...
+
     # -- verbs of the auditor
     async def verify(self, run_pk: int, cipher: Cipher) -> list[str]:
         """Check every row and body of a run; return what is wrong, in words."""
@@ -675,8 +736,12 @@ class Store(Protocol):
         """Return the messages of these runs, oldest first."""
         ...
 
-    async def next_wake_ms(self, served: Served = EVERYTHING) -> int | None:
-        """Return when the next run without a living owner wants attention, or None."""
+    async def next_wake_ms(self, served: Served = EVERYTHING, *, after_ms: int = -1) -> int | None:
+        """Return when the next run without a living owner wants attention, or None.
+
+        Free runs that were due at *after_ms*, the time of the last claim, are left out: they wait
+        for a place, and a release is news.
+        """
         ...
 
     # -- leases of a shared database

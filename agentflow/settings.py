@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from agentflow.loading import load
 
 _PREFIX = "AGENTFLOW_"
 _BEATS_PER_LEASE = 3  # so that one that gets lost costs nobody a run
+TABLES = frozenset({"queues"})
+"""Settings with parts: a file has room for them, a variable has not."""
+
 # Values of variables that are named like this are scrubbed from everything that is written.
 _SECRET_NAMES = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_ENCRYPTION_KEY")
 
@@ -41,6 +44,8 @@ class Settings:
             environment separated by commas. Files are relative to `pyproject.toml`.
         prices: TOML file of negotiated prices (`agentflow.ledger.overlay_file` shows one); in
             `pyproject.toml` relative to it.
+        queues: Limits of queues by name, in `pyproject.toml` only:
+            ``[tool.agentflow.queues.NAME]`` with ``concurrency`` and ``per_key``.
         secrets: Known secret values by name; scrubbed before anything is written.
     """
 
@@ -55,6 +60,7 @@ class Settings:
     background: bool | None = None
     modules: tuple[str, ...] = ()
     prices: str = ""
+    queues: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def with_flags(self, **flags: Any) -> Settings:
@@ -79,21 +85,14 @@ def read_settings(
     known = {f.name: f for f in fields(Settings) if f.name != "secrets"}
     for name in known:
         text = env.get(_PREFIX + name.upper())
-        if text:
+        if text and name not in TABLES:
             found[name] = text
     if unknown := set(found) - set(known):
         msg = f"[tool.agentflow] has unknown settings: {', '.join(sorted(unknown))}"
         raise SettingsError(msg, hint=f"Known are: {', '.join(sorted(known))}.")
-    for name in ("max_payload_bytes", "quarantine_after"):
+    for name, read in _READERS.items():
         if name in found:
-            found[name] = _number(name, found[name])
-    for name in ("lease_seconds", "beat_seconds"):
-        if name in found:
-            found[name] = _seconds(name, found[name])
-    if "background" in found:
-        found["background"] = _switch("background", found["background"])
-    if "modules" in found:
-        found["modules"] = _names("modules", found["modules"])
+            found[name] = read(name, found[name])
     if not isinstance(found.get("prices", ""), str):
         msg = f"prices is {found['prices']!r}"
         raise SettingsError(msg, hint="Use the name of a TOML file.")
@@ -145,6 +144,23 @@ def _switch(name: str, value: object) -> bool:
     return found
 
 
+def _queue_limits(name: str, value: object) -> dict[str, dict[str, int]]:
+    """Return the limits of queues by the queues' names."""
+    known = ("concurrency", "per_key")
+    hint = f"Write [tool.agentflow.{name}.NAME] with {' and '.join(known)}."
+    if not isinstance(value, dict) or not all(isinstance(one, dict) for one in value.values()):
+        msg = f"{name} is {value!r}"
+        raise SettingsError(msg, hint=hint)
+    for table, limits in value.items():
+        if unknown := sorted(limits.keys() - set(known)):
+            msg = f"{name}.{table} has unknown settings: {', '.join(unknown)}"
+            raise SettingsError(msg, hint=hint)
+    return {
+        table: {key: _number(f"{name}.{table}.{key}", one) for key, one in limits.items()}
+        for table, limits in value.items()
+    }
+
+
 def _names(name: str, value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         return tuple(word for word in (part.strip() for part in value.split(",")) if word)
@@ -152,6 +168,17 @@ def _names(name: str, value: object) -> tuple[str, ...]:
         return tuple(value)
     msg = f"{name} is {value!r}"
     raise SettingsError(msg, hint="Use a list of module names and files.")
+
+
+_READERS: dict[str, Callable[[str, object], Any]] = {
+    "max_payload_bytes": _number,
+    "quarantine_after": _number,
+    "lease_seconds": _seconds,
+    "beat_seconds": _seconds,
+    "background": _switch,
+    "queues": _queue_limits,
+    "modules": _names,
+}
 
 
 def _from_file(start: Path) -> Mapping[str, Any]:

@@ -39,6 +39,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "List budgets, set one, or raise one so that runs that wait for it go on.",
         ),
         "approvals": ("approvals", "List questions that wait for a person."),
+        "queues": ("queues", "List queues with what is due in them, or set their limits."),
     },
     "Steer": {
         "approve": ("approvals", "Say yes to a question."),

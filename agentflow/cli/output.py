@@ -192,6 +192,8 @@ def run_json(row: RunRow) -> dict[str, Any]:
         "error": row.error or None,
         "paused": row.paused,
         "queue": row.queue,
+        "priority": row.priority,
+        "concurrency_key": row.concurrency_key or None,
         "tags": list(row.tags),
         "attributes": row.attributes,
         "parent_id": row.parent_id,

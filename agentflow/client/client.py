@@ -9,7 +9,14 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, ParamSpec, TypeVar, cast
 
 from agentflow import ids
-from agentflow.client.run import Run, Seams
+from agentflow.client.operation import (
+    DEFAULT_QUEUE,
+    Operator,
+    checked_key,
+    checked_name,
+    checked_priority,
+)
+from agentflow.client.run import Run
 from agentflow.codec import Codec, Parts
 from agentflow.engine.definitions import Workflow
 from agentflow.errors import (
@@ -46,11 +53,8 @@ Budgets = list[Budget]
 _PAGE = 2000  # entries of the ledger that are read at once
 
 
-class Client:
+class Client(Operator):
     """Everything that can be done with runs from outside; see `agentflow.connect`."""
-
-    def __init__(self, seams: Seams) -> None:
-        self._seams = seams
 
     @property
     def store(self) -> Store:
@@ -74,7 +78,9 @@ class Client:
         id: str | None = None,
         project: str | None = None,
         tags: Sequence[str] = (),
-        queue: str = "default",
+        queue: str | None = None,
+        priority: int = 0,
+        concurrency_key: str | None = None,
         delay: timedelta | float | None = None,
         budget_usd: Decimal | str | int | None = None,
         budget_tokens: int | None = None,
@@ -89,7 +95,10 @@ class Client:
             id: The run's id, unique in the project; a new UUIDv7 by default.
             project: Project of the run; the client's by default.
             tags: Words by which lists and costs are grouped.
-            queue: Name of the queue.
+            queue: Name of the queue; the workflow's own, else ``default``.
+            priority: Among runs that are due, a higher number goes first.
+            concurrency_key: Whose run it is (a user, a tenant): keys take turns, and limits may
+                count them; what the workflow's ``key=`` says by default.
             delay: Do not begin before; a timedelta or seconds.
             budget_usd: What the run and its child runs may spend, in dollars; text or Decimal, no
                 float. A new run's only: `set_budget` changes it.
@@ -113,10 +122,11 @@ class Client:
         seams, parts = self._seams, Parts()
         now = seams.clock.now_ms()
         run_id = id or ids.new_run_id()
+        arguments = workflow.bind(args, kwargs)
         payload = seams.codec.encode_fields(
-            workflow.bind(args, kwargs), workflow.annotations, parts,
-            what=f"{workflow.name}() argument",
-        )  # fmt: skip
+            arguments, workflow.annotations, parts, what=f"{workflow.name}() argument"
+        )
+        key = workflow.key_of(arguments) if concurrency_key is None else concurrency_key
         started = ev.RunStarted(
             time_ms=now, actor=seams.actor, payload=payload, workflow=workflow.name,
             seed=ids.new_message_id(), workflow_version=workflow.version,
@@ -125,7 +135,9 @@ class Client:
         new = NewRun(
             project=project or seams.project, id=run_id, workflow=workflow.name, started=started,
             parts=parts, start_at_ms=now + _ms(delay) if delay else 0, tags=tuple(tags),
-            queue=queue, limits=None if limited.is_empty else limited,
+            queue=checked_name(queue or workflow.queue or DEFAULT_QUEUE),
+            priority=checked_priority(priority), concurrency_key=checked_key(key),
+            limits=None if limited.is_empty else limited,
         )  # fmt: skip
         sync_point("start.before")
         ((row, is_new),) = await seams.store.start([new])

@@ -37,9 +37,13 @@ class Workflow(Definition[P, R_co]):
         version: Pinned version, or "" for none.
         fail_on: Exceptions that end the run as failed, beside `Fail`.
         on_mismatch: What happens when a recorded call was asked with other input.
+        queue: Queue of its runs where their start names none, or None.
+        concurrency: How many of its runs may be active at once, on all workers; None = any number.
+        per_key: How many of each concurrency key; None = any number.
+        key: Says whose run it is, from its arguments, or None.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- the keywords of @workflow
         self,
         fn: Callable[P, R_co],
         *,
@@ -47,6 +51,10 @@ class Workflow(Definition[P, R_co]):
         version: str = "",
         fail_on: tuple[type[Exception], ...] = (),
         on_mismatch: OnMismatch = "strict",
+        queue: str | None = None,
+        concurrency: int | None = None,
+        per_key: int | None = None,
+        key: Callable[..., str | None] | None = None,
     ) -> None:
         super().__init__(fn, name)
         if not inspect.iscoroutinefunction(fn):
@@ -55,10 +63,35 @@ class Workflow(Definition[P, R_co]):
         self.version = version
         self.fail_on = fail_on
         self.on_mismatch: OnMismatch = on_mismatch
+        self.queue = queue
+        self.concurrency = concurrency
+        self.per_key = per_key
+        self.key = key
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the function as it is written."""
         return self.fn(*args, **kwargs)
+
+    def key_of(self, arguments: Mapping[str, Any]) -> str:
+        """Return whose run it is with these arguments; ``""`` = nobody's.
+
+        Args:
+            arguments: Arguments by parameter name, as `bind` returned them.
+
+        Returns:
+            The concurrency key.
+
+        Raises:
+            UsageError: `key` returned something else than text.
+        """
+        if self.key is None:
+            return ""
+        args, kwargs = self.call_arguments(arguments)
+        found: object = self.key(*args, **kwargs)
+        if found is not None and not isinstance(found, str):
+            msg = f"@workflow {self.name}: key= returned {found!r}"
+            raise UsageError(msg, hint="Return text: whose run it is; or None.")
+        return found or ""
 
 
 class Activity(ActivityDefinition[P, R_co]):
@@ -146,6 +179,7 @@ class Registry:
 
     def __init__(self) -> None:
         self.workflows: dict[str, Workflow[..., Any]] = {}
+        self.changes = 0  # grows with each registration
 
     def add(self, definition: Workflow[..., Any]) -> None:
         """Register a workflow; the same function again replaces itself.
@@ -158,6 +192,7 @@ class Registry:
             msg = f"two functions are registered as workflow {definition.name!r}"
             raise UsageError(msg, hint="Give one of them another name: @workflow(name=…).")
         self.workflows[definition.name] = definition
+        self.changes += 1
 
     def workflow(self, name: str) -> Workflow[..., Any]:
         """Return a workflow by name.
@@ -192,8 +227,12 @@ def workflow(
     version: str = "",
     fail_on: tuple[type[Exception], ...] = (),
     on_mismatch: OnMismatch = "strict",
+    queue: str | None = None,
+    concurrency: int | None = None,
+    per_key: int | None = None,
+    key: Callable[..., str | None] | None = None,
 ) -> Callable[[Callable[P, R]], Workflow[P, R]]: ...
-def workflow(
+def workflow(  # noqa: PLR0913 -- the public keywords of a workflow
     fn: Callable[P, R] | None = None,
     /,
     *,
@@ -201,6 +240,10 @@ def workflow(
     version: str = "",
     fail_on: tuple[type[Exception], ...] = (),
     on_mismatch: OnMismatch = "strict",
+    queue: str | None = None,
+    concurrency: int | None = None,
+    per_key: int | None = None,
+    key: Callable[..., str | None] | None = None,
 ) -> Workflow[P, R] | Callable[[Callable[P, R]], Workflow[P, R]]:
     """Register an ``async def`` as a workflow: deterministic code whose calls are recorded.
 
@@ -212,6 +255,11 @@ def workflow(
             the code is mended, and it goes on.
         on_mismatch: When replay meets a recorded call with other input: ``strict`` parks the
             run, ``reuse`` keeps the recorded answer, ``recall`` pays for a new one.
+        queue: Queue of the runs whose start names none; ``default`` otherwise.
+        concurrency: Number of its runs that may be active at once, on all workers together.
+        per_key: Number of them for each key. `agentflow queues set` overrides both.
+        key: Gets the workflow's arguments and says whose run it is: a user, a tenant. Keys take
+            turns, and are what `per_key` counts.
 
     Returns:
         The workflow; calling it is a plain call.
@@ -219,8 +267,9 @@ def workflow(
 
     def register(function: Callable[P, R]) -> Workflow[P, R]:
         made = Workflow(
-            function, name=name, version=version, fail_on=fail_on, on_mismatch=on_mismatch
-        )
+            function, name=name, version=version, fail_on=fail_on, on_mismatch=on_mismatch,
+            queue=queue, concurrency=concurrency, per_key=per_key, key=key,
+        )  # fmt: skip
         REGISTRY.add(made)
         # Names that the module took before they were guarded: `from random import choice`.
         guard_namespace(function.__globals__)

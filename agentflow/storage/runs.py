@@ -13,7 +13,7 @@ from agentflow.history.audit import GENESIS
 from agentflow.history.events import data_of
 from agentflow.ledger.budgets import Limits
 from agentflow.protocols import ENDED, Append, Claimed, Message, NewRun, RunFilter, RunRow, Served
-from agentflow.storage import inbox, leases
+from agentflow.storage import inbox, leases, queues
 from agentflow.storage.payloads import dumps, stored_payload, write_parts
 from agentflow.storage.plan import State, Writer
 from agentflow.storage.schema import budgets, events, run_tags, runs
@@ -32,6 +32,7 @@ ROW_COLUMNS = (
     first.c.data.label("input"), first.c.body.label("input_body"),
     last.c.data.label("output"), last.c.body.label("output_body"),
     parents.c.id.label("parent_id"), runs.c.parent_key, runs.c.budget, runs.c.version,
+    runs.c.priority, runs.c.lane,
 )  # fmt: skip
 ROWS: Select[tuple[object, ...]] = select(*ROW_COLUMNS).select_from(
     runs.join(first, (first.c.run_pk == runs.c.pk) & (first.c.seq == const(1)))
@@ -126,6 +127,8 @@ def run_row(row: Row) -> RunRow:
         parent_key=row[25],
         budget=row[26],
         version=row[27],
+        priority=row[28],
+        concurrency_key=queues.key_of(row[29]),
     )
 
 
@@ -227,6 +230,7 @@ def new_row(run: NewRun, writer: Writer, budget: int) -> Row:
         None, None, writer.hash, None,
         parent_pk, parent_key, run.on_parent_end, budget,
         getattr(run.started, "workflow_version", ""),
+        run.priority, queues.lane_of(run.project, run.concurrency_key),
     )  # fmt: skip
 
 
@@ -344,8 +348,14 @@ def claim(tx: Tx, wanted: Claiming) -> list[Claimed]:
     """Take runs that are due: first those of dead owners, then free ones."""
     me = wanted.worker_id
     dead = due(tx, wanted, left(tx, me), wanted.limit) if wanted.take_over else []
-    free = due(tx, wanted, runs.c.owner.is_(None), wanted.limit - len(dead))
-    tx.many(CLAIM, [(me, 1, pk) for pk in dead] + [(me, 0, pk) for pk in free])
+    tx.many(CLAIM, [(me, 1, pk) for pk in dead])
+    free = queues.free_runs(
+        tx,
+        lambda most: due(tx, wanted, runs.c.owner.is_(None), most),
+        lambda pks: tx.many(CLAIM, [(me, 0, pk) for pk in pks]),
+        serves(wanted.served),
+        queues.Room(wanted.now_ms, wanted.limit - len(dead), wanted.served.queues),
+    )
     rows = rows_by_pk(tx, [*dead, *free])
     return [Claimed(row=row, took_over=i < len(dead)) for i, row in enumerate(rows)]
 
@@ -420,18 +430,22 @@ class Waking:
 
     worker_id: str | None
     served: Served
+    after_ms: int = -1
 
 
 def next_wake_ms(tx: Tx, wanted: Waking) -> int | None:
     """Return when the next run that a worker may take is due.
 
-    Where workers share the database, runs of the dead are none of it: when a lease runs out is
-    looked at every now and then.
+    What was due at `after_ms` and was not taken waits for its turn, not for a time. Where workers
+    share the database, runs of the dead are none of it: when a lease runs out is looked at every
+    now and then.
     """
     soonest = select(func.min(runs.c.wake_at_ms)).where(runs.c.wake_at_ms.is_not(None))
     soonest = soonest.where(*serves(wanted.served))
     me = wanted.worker_id
-    whose: list[ColumnElement[bool]] = [runs.c.owner.is_(None)]
+    whose: list[ColumnElement[bool]] = [
+        and_(runs.c.owner.is_(None), runs.c.wake_at_ms > wanted.after_ms)
+    ]
     if me is not None and not tx.dialect.is_shared:
         whose += [runs.c.owner < me, runs.c.owner > me]
     found = [tx.conn.execute(soonest.where(one)).scalar() for one in whose]

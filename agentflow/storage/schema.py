@@ -19,12 +19,13 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    literal_column,
 )
 
 # Partial indexes name the option of SQLite only: for another, SQLAlchemy would load the dialect of
 # PostgreSQL (20 ms) just to check the name.
 # A dialect for it copies these conditions.
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 METADATA = MetaData()
 Number = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER can be SQLite's rowid
@@ -67,6 +68,9 @@ runs = Table(
     Column("budget", Number, nullable=False, server_default="0"),
     # of the workflow, where it has one: then only workers that have it too may run it
     Column("version", Text, nullable=False, server_default=""),
+    Column("priority", Integer, nullable=False, server_default="0"),
+    # concurrency key with its project, see queues.py; empty = none
+    Column("lane", Text, nullable=False, server_default=""),
     UniqueConstraint("project", "id"),
 )
 Index(
@@ -74,6 +78,15 @@ Index(
     runs.c.owner,
     runs.c.wake_at_ms,
     sqlite_where=runs.c.wake_at_ms.is_not(None),
+)
+# Runs that could begin at once: where there are more than workers have room for, whose turn it is.
+Index(
+    "runs_lanes",
+    runs.c.queue,
+    runs.c.priority,
+    runs.c.lane,
+    runs.c.pk,
+    sqlite_where=runs.c.owner.is_(None) & (runs.c.wake_at_ms == literal_column("0")),
 )
 Index(
     "runs_parent",
@@ -335,6 +348,20 @@ workers = Table(
     Column("workflows", Text, nullable=False),  # JSON object: version by name, "" = any
     Column("concurrency", Integer, nullable=False),
     Column("draining", Integer, nullable=False),  # it takes no more runs
+)
+
+# How many runs may be active at once, and whose turn was the last one.
+queue_limits = Table(
+    "queue_limits",
+    METADATA,
+    Column("pk", Number, primary_key=True, autoincrement=True),
+    Column("scope", Text, nullable=False),  # queue | workflow
+    Column("name", Text, nullable=False),
+    Column("concurrency", Integer),  # None = any number
+    Column("per_key", Integer),
+    Column("source", Text, nullable=False),  # operator | settings | code | turns: nobody set it
+    Column("last_lane", Text, nullable=False),
+    UniqueConstraint("scope", "name"),
 )
 
 schema_table = Table(

@@ -31,6 +31,8 @@ from agentflow.protocols import (
     LedgerWrite,
     Message,
     NewRun,
+    QueueLimit,
+    QueueState,
     RunFilter,
     RunRow,
     Served,
@@ -50,6 +52,7 @@ from agentflow.storage import (
     leases,
     ledger,
     payloads,
+    queues,
     runs,
     stream,
     transfer,
@@ -63,6 +66,8 @@ from agentflow.sync_point import sync_point
 
 SEND = each(inbox.send)
 SET_BUDGET = each(budgets.set_)
+SET_QUEUE = each(queues.set_limit)
+DECLARE_QUEUES = each(queues.declare)
 DECIDE = each(approvals.decide)
 CLAIM = each(runs.claim)
 RELEASE = each(runs.release)
@@ -255,6 +260,20 @@ class SqlStore:
         """Return the budgets of a project, or those that limit one run."""
         return await self._db.read(lambda tx: budgets.listed(tx, project, run_id))
 
+    # -- queues
+
+    async def set_queue(self, wanted: QueueLimit) -> None:
+        """Set the limits of a queue or a workflow."""
+        await self._db.write(SET_QUEUE, wanted)
+
+    async def declare_queues(self, wanted: Sequence[QueueLimit]) -> None:
+        """Set limits that code and settings name, where nobody has set others by hand."""
+        await self._db.write(DECLARE_QUEUES, wanted)
+
+    async def queues(self) -> list[QueueState]:
+        """Return the queues, and the workflows that have limits, by name."""
+        return await self._db.read(queues.listed)
+
     # -- verbs of the auditor
 
     async def verify(self, run_pk: int, cipher: Cipher) -> list[str]:
@@ -327,9 +346,9 @@ class SqlStore:
         """Return the messages of these runs, oldest first."""
         return await self._db.read(lambda tx: inbox.waiting(tx, run_pks))
 
-    async def next_wake_ms(self, served: Served = EVERYTHING) -> int | None:
+    async def next_wake_ms(self, served: Served = EVERYTHING, *, after_ms: int = -1) -> int | None:
         """Return when the next run that this worker may take wants attention, or None."""
-        wanted = runs.Waking(self._worker_id, served)
+        wanted = runs.Waking(self._worker_id, served, after_ms)
         return await self._db.read(lambda tx: runs.next_wake_ms(tx, wanted))
 
     # -- leases

@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import field, replace
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from agentflow.codec import Codec, Parts, Payload, PlainCipher
 from agentflow.dataclass import dataclass
@@ -235,20 +235,28 @@ async def raises(kind: type[BaseException], call: Awaitable[object]) -> BaseExce
     raise AssertionError(msg)
 
 
+class Suite(Protocol):
+    """Tests that know how to make the store that they are about."""
+
+    def make_store(self, directory: Path, clock: StoppedClock) -> Store:
+        """Return a store in *directory* that is not open yet."""
+        ...
+
+
 Scenario = Callable[[Any, World], Awaitable[None]]
 
 
 def scenario(test: Scenario) -> Callable[[Any, Path], None]:
     """Make a test of a coroutine: a store is opened before, verified and closed after it."""
 
-    def run(self: StoreConformance, tmp_path: Path) -> None:
+    def run(self: Suite, tmp_path: Path) -> None:
         asyncio.run(in_world(self, tmp_path, test))
 
     run.__name__, run.__doc__ = test.__name__, test.__doc__
     return run
 
 
-async def in_world(suite: StoreConformance, directory: Path, test: Scenario) -> None:
+async def in_world(suite: Suite, directory: Path, test: Scenario) -> None:
     """Open a store, run *test*, verify every run, close."""
     clock = StoppedClock()
     store = suite.make_store(directory, clock)

@@ -19,7 +19,7 @@ from agentflow.activities.bound import bound_of
 from agentflow.activities.doubt import doubt_record
 from agentflow.activities.llm_call import MODELS
 from agentflow.clock import Clock, from_ms
-from agentflow.codec import Codec
+from agentflow.codec import Codec, PartsBodies
 from agentflow.dataclass import dataclass
 from agentflow.engine.calls import Call
 from agentflow.engine.commands import (
@@ -32,7 +32,7 @@ from agentflow.engine.commands import (
     StartAttempt,
 )
 from agentflow.engine.context import RandomStream, RunInfo
-from agentflow.engine.definitions import Registry
+from agentflow.engine.definitions import Registry, Workflow
 from agentflow.engine.ending import bug_text
 from agentflow.engine.replay import CutNeeded, Machine
 from agentflow.errors import (
@@ -518,10 +518,21 @@ class Runner:
             started=started,
             parts=child.parts,
             tags=self.row.tags,
-            queue=self.row.queue,
+            queue=(target.queue if target else None) or self.row.queue,
             parent=(self.row.pk, child.call.key),
             on_parent_end=child.on_parent_end,
+            priority=self.row.priority,
+            concurrency_key=self._child_key(child, target),
         )
+
+    def _child_key(self, child: ChildStart, target: Workflow[..., Any] | None) -> str:
+        """Return whose run a child is: what its workflow says, else its parent's."""
+        if target is None or target.key is None:
+            return self.row.concurrency_key
+        arguments = self._house.codec.decode_fields(
+            child.payload, target.annotations, PartsBodies(child.parts), what="child argument"
+        )
+        return target.key_of(arguments)
 
     def _commit(self, commit: _Commit) -> None:
         """Append, with the same batch id however often it takes; `_answered` goes on."""

@@ -30,6 +30,7 @@ from agentflow.protocols import (
     Append,
     Claimed,
     InboxRow,
+    QueueLimit,
     RunStatus,
     Served,
     Store,
@@ -68,6 +69,7 @@ class WorkerOptions:
         lease_seconds: On a shared database: after how long without a beat peers take this worker's
             runs over, in seconds.
         beat_seconds: Time between beats, in seconds.
+        limits: Limits of queues that the settings name.
     """
 
     max_active: int = 1_000
@@ -79,6 +81,7 @@ class WorkerOptions:
     queues: tuple[str, ...] | None = None
     lease_seconds: float = 15.0
     beat_seconds: float = 5.0
+    limits: tuple[QueueLimit, ...] = ()
 
 
 class Worker:
@@ -136,6 +139,8 @@ class Worker:
         self._runners: dict[int, Runner] = {}
         self._warm: OrderedDict[int, Runner] = OrderedDict()
         self._timers: list[tuple[int, int, Runner]] = []
+        self._claimed_ms = -1  # time of the last claim
+        self._declared = -1  # how much of the registry the store has been told
         self._count = itertools.count()
         self._wake = asyncio.Event()
         self._ready = asyncio.Event()
@@ -326,9 +331,11 @@ class Worker:
         room = min(_CLAIM, self._options.max_active - len(self._runners))
         if room <= 0 or not self.membership.is_held:
             return False
+        await self._declare_limits()
         sync_point("claim.before")
+        self._claimed_ms = self._clock.now_ms()
         claimed = await self._store.claim(
-            self.id, now_ms=self._clock.now_ms(), limit=room, served=self._served(),
+            self.id, now_ms=self._claimed_ms, limit=room, served=self._served(),
             take_over=self.membership.looks_for_dead(),
         )  # fmt: skip
         if not claimed:
@@ -341,6 +348,22 @@ class Worker:
                 for one in together:
                     group.create_task(self._adopt(one, messages.get(one.row.pk, [])))
         return len(claimed) == room
+
+    async def _declare_limits(self) -> None:
+        """Tell the store what code and settings allow, before anything is claimed under it."""
+        registry = self._registry
+        if registry.changes == self._declared:
+            return
+        changes = registry.changes
+        limits = [
+            QueueLimit(
+                scope="workflow", name=one.name, concurrency=one.concurrency,
+                per_key=one.per_key, source="code",
+            )
+            for one in registry.workflows.values()
+        ]  # fmt: skip
+        await self._store.declare_queues([*limits, *self._options.limits])
+        self._declared = changes
 
     async def _inbox(self, run_pks: Sequence[int]) -> dict[int, list[InboxRow]]:
         by_run: dict[int, list[InboxRow]] = {}
@@ -425,7 +448,7 @@ class Worker:
     async def _sleep(self) -> None:
         now = self._clock.now_ms()
         times = [self._timers[0][0]] if self._timers else []
-        wake = await self._store.next_wake_ms(self._served())
+        wake = await self._store.next_wake_ms(self._served(), after_ms=self._claimed_ms)
         if wake is not None and len(self._runners) < self._options.max_active:
             times.append(max(wake, now + 1))
         seconds = (min(times) - now) / 1000 if times else _IDLE_SECONDS

@@ -253,8 +253,9 @@ def settings_page() -> str:
     for field in fields(settings.Settings):
         if field.name == "secrets":
             continue
-        default = "none" if field.default in {"", (), None} else field.default
-        name = f"`AGENTFLOW_{field.name.upper()}`"
+        is_table = field.name in settings.TABLES
+        default = "none" if is_table or field.default in {"", (), None} else field.default
+        name = "" if is_table else f"`AGENTFLOW_{field.name.upper()}`"
         lines.append(_row(f"`{field.name}`", name, f"`{default}`", told[field.name]))
     return "\n".join(lines) + "\n" + _SETTINGS_FOOT
 

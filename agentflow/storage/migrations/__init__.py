@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection, func, insert, inspect, select
 
 from agentflow.errors import SchemaVersionError
-from agentflow.storage.migrations import v2, v3, v4, v5
+from agentflow.storage.migrations import v2, v3, v4, v5, v6
 from agentflow.storage.schema import METADATA, SCHEMA_VERSION, schema_table
 from agentflow.storage.views import VIEWS
 
@@ -21,6 +21,7 @@ STEPS: dict[int, Step] = {
     3: v3.step,
     4: v4.step,
     5: v5.step,
+    6: v6.step,
 }  # by the version that a step leads to
 
 

@@ -1,0 +1,115 @@
+"""What an operator sets and sees: queues and their limits."""
+
+from __future__ import annotations
+
+from agentflow.client.run import Seams
+from agentflow.errors import UsageError
+from agentflow.protocols import QueueLimit, QueueScope, QueueState
+
+DEFAULT_QUEUE = "default"
+_MOST_PRIORITY = 1_000_000
+_KEY_CHARACTERS = 255
+_LANE_MARK = "\x1f"  # between project and key, where the store keeps both as one
+
+
+class Operator:
+    """The part of a client that is about no single run."""
+
+    def __init__(self, seams: Seams) -> None:
+        self._seams = seams
+
+    async def set_queue(
+        self,
+        name: str,
+        *,
+        concurrency: int | None = None,
+        per_key: int | None = None,
+        scope: QueueScope = "queue",
+    ) -> None:
+        """Limit how many runs of a queue or a workflow are active at once, on all workers.
+
+        What is set here outranks settings and code. Runs that are active stay so.
+
+        Args:
+            name: The queue's name, or the workflow's.
+            concurrency: Number of runs; 0 holds the queue, None = any number.
+            per_key: Number of runs of each concurrency key; None = any number.
+            scope: ``queue`` or ``workflow``.
+
+        Raises:
+            UsageError: a number is negative, or the scope is unknown.
+        """
+        if scope not in {"queue", "workflow"}:
+            msg = f"scope {scope!r} is none of queue, workflow"
+            raise UsageError(msg)
+        limit = QueueLimit(
+            scope=scope,
+            name=checked_name(name),
+            concurrency=checked_count("concurrency", concurrency),
+            per_key=checked_count("per_key", per_key),
+        )
+        await self._seams.store.set_queue(limit)
+
+    async def queues(self) -> list[QueueState]:
+        """Return queues with what is due, running and waiting in them.
+
+        Returns:
+            The queues, and the workflows that have limits, by name.
+        """
+        return await self._seams.store.queues()
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a queue.
+
+    Raises:
+        UsageError: it is empty, or too long to be a name.
+    """
+    if not name or len(name) > _KEY_CHARACTERS:
+        msg = f"{name[:40]!r} is no name of a queue"
+        raise UsageError(msg, hint=f"Use 1 to {_KEY_CHARACTERS} characters.")
+    return name
+
+
+def checked_count(what: str, number: int | None) -> int | None:
+    """Return a limit.
+
+    Raises:
+        UsageError: it is no whole number, or negative.
+    """
+    if number is None:
+        return None
+    if not _is_number(number) or number < 0:
+        msg = f"{what} is {number!r}"
+        raise UsageError(msg, hint="Use a whole number, zero or more; None = any number.")
+    return number
+
+
+def checked_priority(priority: int) -> int:
+    """Return a priority.
+
+    Raises:
+        UsageError: it is no whole number, or beyond a million.
+    """
+    if not (_is_number(priority) and abs(priority) <= _MOST_PRIORITY):
+        msg = f"priority is {priority!r}"
+        raise UsageError(msg, hint=f"Use a whole number up to {_MOST_PRIORITY:,}; 0 is ordinary.")
+    return priority
+
+
+def checked_key(key: str) -> str:
+    """Return a concurrency key.
+
+    Raises:
+        UsageError: it is too long, or has a control character that the store needs.
+    """
+    if len(key) > _KEY_CHARACTERS or _LANE_MARK in key:
+        msg = f"{key[:40]!r} is no concurrency key"
+        raise UsageError(
+            msg, hint=f"Use the id of a user or a tenant, {_KEY_CHARACTERS} characters."
+        )
+    return key
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
