@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from agentflow.ledger.prices import GenaiPriceBook  # loaded when something is priced
 
 R = TypeVar("R")
+_POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
 _LOG = logging.getLogger("agentflow")
 
 # Adapters by the word before the colon, loaded when a model of theirs is first called: an SDK
@@ -84,7 +85,8 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
     """Open a database with a worker in this process, and close both at the end of the block.
 
     Args:
-        url: ``sqlite:///file.db``; the setting ``AGENTFLOW_DATABASE_URL`` by default.
+        url: ``sqlite:///file.db`` or ``postgresql://user@host/database``; the setting
+            ``AGENTFLOW_DATABASE_URL`` by default.
         project: Scope of run ids; ``default`` by default.
         resources: What activities find in `ActivityContext.resources`, such as a pool.
         durability: ``full`` (default) survives a power cut, ``process`` the death of a process.
@@ -106,6 +108,7 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
         SchemaVersionError: the database was written by a newer agentflow.
     """
     settings = read_settings().with_flags(database_url=url, project=project, durability=durability)
+    store = store or _store(settings, clock)
     clock = clock or SystemClock()
     watch = Watch()
     provider = _provider_loader(providers, scripts, background=settings.background)
@@ -118,7 +121,6 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
     options = replace(options, limits=(*queue_limits(settings), *options.limits))
     options = _with_resources(options, resources or {}, models)
     seams = _seams(settings, clock, watch, registry, actor, store)
-    store = seams.store
     await store.open()
     try:
         made = Worker(
@@ -156,7 +158,8 @@ async def connect(
     """Open a database without a worker: start, find, watch and steer runs that others work on.
 
     Args:
-        url: ``sqlite:///file.db``; the setting ``AGENTFLOW_DATABASE_URL`` by default.
+        url: ``sqlite:///file.db`` or ``postgresql://user@host/database``; the setting
+            ``AGENTFLOW_DATABASE_URL`` by default.
         project: Scope of run ids; ``default`` by default.
         registry: Workflows and activities; those of the process by default.
         actor: Who is named in histories for what this client does.
@@ -168,7 +171,8 @@ async def connect(
         SettingsError: the URL or a setting has no meaning.
     """
     settings = read_settings().with_flags(database_url=url, project=project)
-    seams = _seams(settings, SystemClock(), Watch(), registry, actor)
+    store = _store(settings, None)
+    seams = _seams(settings, SystemClock(), Watch(), registry, actor, store)
     await seams.store.open()
     try:
         yield Client(seams)
@@ -215,25 +219,30 @@ def _seams(
     watch: Watch,
     registry: Registry,
     actor: str | None,
-    store: Store | None = None,
+    store: Store,
 ) -> Seams:
     codec = Codec(_cipher(settings), secrets=settings.secrets, max_bytes=settings.max_payload_bytes)
     return Seams(
-        store=store or _store(settings, clock), codec=codec, clock=clock, random_of=_random_of,
+        store=store, codec=codec, clock=clock, random_of=_random_of,
         watch=watch, registry=registry, project=settings.project, actor=actor,
     )  # fmt: skip
 
 
-def _store(settings: Settings, clock: Clock) -> Store:
+def _store(settings: Settings, clock: Clock | None) -> Store:
     url = settings.database_url
     if "://" not in url:
         url = f"sqlite:///{Path(url)}"
-    if not url.startswith("sqlite:"):
-        msg = f"database {url.split(':', 1)[0]!r} is not known"
-        raise SettingsError(msg, hint="Use sqlite:///file.db.")
-    module = load("agentflow.storage.store")
-    made: Store = module.SqlStore.sqlite(url, durability=settings.durability, clock=clock)
-    return made
+    kind = url.split(":", 1)[0]
+    if kind not in {"sqlite", *_POSTGRES}:
+        msg = f"database {kind!r} is not known"
+        raise SettingsError(msg, hint="Use sqlite:///file.db or postgresql://user@host/database.")
+    made = load("agentflow.storage.store").SqlStore
+    store: Store = (
+        made.postgres(url, clock=clock)
+        if kind in _POSTGRES
+        else made.sqlite(url, durability=settings.durability, clock=clock)
+    )
+    return store
 
 
 def queue_limits(settings: Settings) -> list[QueueLimit]:

@@ -43,6 +43,8 @@
     ├── StoreError                  the database did not do it
     │   ├── FencedError             another worker owns the run now
     │   ├── DatabaseLockedError · DiskFullError · SchemaVersionError
+    │   ├── ServerGoneError         the database server cannot be reached
+    │   ├── DatabaseRightsError     the database does not let this user do it
     │   └── OwnedElsewhereError     another process is the worker of this file
     └── BudgetError                 a budget refused the call
 
@@ -447,6 +449,20 @@ class OwnedElsewhereError(StoreError):
 
     code = "AF905"
     default_hint = "It goes on there; stop that process to continue here."
+
+
+class ServerGoneError(StoreError):
+    """The database server cannot be reached, or has gone away."""
+
+    code = "AF906"
+    default_hint = "Runs wait, and go on when it is back; see that it is up and can be reached."
+
+
+class DatabaseRightsError(StoreError):
+    """The database does not let this user do it: a wrong password, a missing grant."""
+
+    code = "AF907"
+    default_hint = "See docs/deploy.md for the rights that workers and dashboards need."
 
 
 class BudgetError(AgentflowError):

@@ -8,11 +8,17 @@ import ipaddress
 import os
 import socket
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from agentflow.engine.definitions import REGISTRY
+from agentflow.errors import StoreError
+from agentflow.storage import SqlStore
+
+if TYPE_CHECKING:
+    from agentflow.testing.postgres import PostgresServer
 
 SERVICE_SETTINGS = ("OPENAI_", "ANTHROPIC_", "AGENTFLOW_")
 TEST_SETTINGS = "AGENTFLOW_TEST_"  # where a test finds a server of its own, say PostgreSQL
@@ -97,3 +103,44 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     names = pyfuncitem._fixtureinfo.argnames
     asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
     return True
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """The server of ``AGENTFLOW_TEST_POSTGRES_URL``, or a private one."""
+    postgres = pytest.importorskip("agentflow.testing.postgres", exc_type=ImportError)
+    url = os.environ.get("AGENTFLOW_TEST_POSTGRES_URL")
+    if url:
+        yield postgres.PostgresServer(url)
+        return
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(postgres.private_server())
+        except StoreError as e:
+            if os.environ.get("CI"):
+                raise
+            pytest.skip(f"no PostgreSQL for tests: {e.message}")
+        yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: PostgresServer) -> Iterator[str]:
+    """A database with the schema, to copy from."""
+    url = postgres_server.new_database()
+
+    async def make() -> None:
+        store = SqlStore.postgres(url)
+        await store.open()
+        await store.close()
+
+    asyncio.run(make())
+    yield url.rsplit("/", 1)[1]
+    postgres_server.drop(url)
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer, postgres_template: str) -> Iterator[str]:
+    """A database of the test's own, with the schema."""
+    url = postgres_server.new_database(postgres_template)
+    yield url
+    postgres_server.drop(url)

@@ -45,7 +45,15 @@ STATE_COLUMNS = (
     table.c.ledger_count, table.c.last_batch_id, table.c.last_answer, table.c.chain_hash,
     table.c.output_seq, table.c.parent_pk, table.c.parent_key, table.c.budget, table.c.tags,
 )  # fmt: skip
-STATES = ByKeys(lambda keys: select(*STATE_COLUMNS).where(table.c.pk.in_(keys)))
+# Locked, where others write too, and in one order, so that two writers do not wait for each other.
+STATES = ByKeys(
+    lambda keys: (
+        select(*STATE_COLUMNS)
+        .where(table.c.pk.in_(keys))
+        .order_by(table.c.pk)
+        .with_for_update(key_share=True)
+    )
+)
 INSERT_EVENT = insert_rows(events)
 FENCE = (
     table.c.pk == bindparam("pk_"),
@@ -135,7 +143,7 @@ def append_alone(tx: Tx, encoded: Encoded, till: Till) -> Appended | Exception:
 
 def read_states(tx: Tx, batches: Sequence[Append]) -> dict[int, State]:
     """Return the rows of the runs of *batches*, with the messages that some need to see."""
-    found = tx.by_keys(STATES, list(dict.fromkeys(b.run_pk for b in batches)))
+    found = tx.by_keys(STATES, sorted({b.run_pk for b in batches}))
     states = {row[0]: State(*row) for row in found}
     curious = [b.run_pk for b in batches if b.run_pk in states and needs_inbox(b, states[b.run_pk])]
     if curious:
@@ -194,7 +202,7 @@ def write(tx: Tx, planned: Sequence[Planned]) -> None:
     ]
     tx.many(UPDATE_OWNER, owners)
     tx.news = tx.news or any(wake == 0 and owner is None for wake, owner, _ in owners)
-    changed = tx.many(UPDATE_RUN, [run_row(p) for p in planned])
+    changed = tx.count(UPDATE_RUN, [run_row(p) for p in planned])
     if changed != len(planned):
         msg = f"{len(planned) - changed} of {len(planned)} runs went on without this writer"
         raise FencedError(msg)

@@ -167,6 +167,8 @@ def decide(tx: Tx, wanted: Decision) -> Approval:
     """Decide a pending approval and put the message into its run's inbox."""
     message = wanted.message
     row = find(tx, wanted.project, wanted.approval_id)
+    tx.rows(inbox.STATUS, row[13])  # appends to the run wait: they lock the run first, too
+    row = find(tx, wanted.project, row[0])
     found, run_pk, decided_by_message = approval_of(row), row[13], row[14]
     if decided_by_message == message.id:
         return found  # the same decision, sent again after a lost reply

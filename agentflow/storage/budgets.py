@@ -14,10 +14,15 @@ from agentflow.ledger.entries import usd
 from agentflow.ledger.reports import CostGroup, CostQuery
 from agentflow.protocols import ENDED, BudgetChange
 from agentflow.storage import ledger
-from agentflow.storage.runs import INSERT_BUDGET, by_name
+from agentflow.storage.runs import by_name
 from agentflow.storage.schema import budget_waits as waits
 from agentflow.storage.schema import budgets, runs
 from agentflow.storage.statement import ByKeys, Hot, Keys, Row, Tx, const, consts
+
+INSERT_NEW = Hot(
+    lambda speaker: speaker.insert_new(budgets),
+    *(column.name for column in budgets.columns if column.name != "pk"),
+)
 
 ACCOUNT = (
     budgets.c.pk, budgets.c.project, budgets.c.scope, budgets.c.name, budgets.c.limit_pico_usd,
@@ -46,9 +51,14 @@ def _above(keys: Keys) -> Select[Any]:
     )
 
 
-ABOVE = ByKeys(_above)
-WIDE = ByKeys(
-    lambda keys: select(*ACCOUNT).where(
+def locked(query: Select[Any]) -> Select[Any]:
+    """Return *query* on budgets with their rows locked, where others write too, in one order."""
+    return query.order_by(budgets.c.pk).with_for_update(key_share=True, of=budgets)
+
+
+def _wide(keys: Keys) -> Select[Any]:
+    """Return the budgets of whole projects."""
+    return select(*ACCOUNT).where(
         or_(
             budgets.c.scope.in_(consts("agent", "tag")),
             and_(
@@ -57,9 +67,13 @@ WIDE = ByKeys(
             ),
         ),
         budgets.c.project.in_(keys),
-    ),
-    "today",
-)
+    )
+
+
+ABOVE = ByKeys(_above)
+WIDE = ByKeys(_wide, "today")
+ABOVE_LOCKED = ByKeys(lambda keys: locked(_above(keys)))
+WIDE_LOCKED = ByKeys(lambda keys: locked(_wide(keys)), "today")
 NEWS = Hot(
     lambda _: (
         runs.update()
@@ -82,7 +96,7 @@ STILL = runs.c.status.not_in(sorted(ENDED))
 def find(tx: Tx, project: str, scope: str, name: str) -> Row | None:
     """Return the row of a budget, or None where there is none."""
     where = (budgets.c.project == project, budgets.c.scope == scope, budgets.c.name == name)
-    found = tx.conn.execute(select(*ACCOUNT).where(*where)).first()
+    found = tx.conn.execute(locked(select(*ACCOUNT).where(*where))).first()
     return None if found is None else tuple(found)
 
 
@@ -95,10 +109,10 @@ def create(
     limits: Limits,
     on_exhausted: str,
 ) -> None:
-    """Insert a budget; what the ledger knows to be spent already counts."""
+    """Insert a budget that does not exist; what the ledger knows to be spent already counts."""
     spent = _spent(tx, project, scope, name)
     tx.run(
-        INSERT_BUDGET, project, scope, name, run_pk, limits.pico_usd, limits.tokens,
+        INSERT_NEW, project, scope, name, run_pk, limits.pico_usd, limits.tokens,
         spent.pico_usd, spent.tokens, 0, 0, 0, 0, on_exhausted, 0, 0, tx.now_ms,
     )  # fmt: skip
 
@@ -152,6 +166,7 @@ def set_(tx: Tx, wanted: BudgetChange) -> Budget:
         NotFoundError: no such run. UsageError: less than is spent and held already, or nothing.
     """
     project, scope, name = wanted.project, wanted.scope, wanted.name.strip()
+    tx.dialect.guard_project(tx, project, alone=True)
     run_pk: int | None = None
     if not name:
         raise UsageError(f"a budget of the scope {scope} needs a name")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -10,7 +10,9 @@ from sqlalchemy import ColumnElement, Connection, Insert, Table
 from sqlalchemy.engine.interfaces import Dialect as CoreDialect
 
 from agentflow.errors import AgentflowError
-from agentflow.storage.statement import Cursor
+from agentflow.storage.statement import Cursor, Tx
+
+Wake = Callable[[], None]
 
 
 class Dialect(Protocol):
@@ -27,8 +29,23 @@ class Dialect(Protocol):
         ...
 
     @property
-    def begin_write(self) -> str:
-        """The statement that begins a transaction that writes."""
+    def has_rivals(self) -> bool:
+        """Whether others write between the statements of a transaction."""
+        ...
+
+    @property
+    def has_clock(self) -> bool:
+        """Whether it knows the time, the same for all who use it."""
+        ...
+
+    @property
+    def begin_migration(self) -> Sequence[str]:
+        """The statements that begin a transaction that changes the schema, alone."""
+        ...
+
+    @property
+    def watch_seconds(self) -> float:
+        """How often `last_foreign_write` is to be asked."""
         ...
 
     @property
@@ -53,6 +70,18 @@ class Dialect(Protocol):
         """Return a connection for one read; any thread."""
         ...
 
+    def cursor(self, conn: Connection) -> Cursor:
+        """Return the cursor for the hot statements of a connection."""
+        ...
+
+    def begin(self, conn: Connection, cursor: Cursor, now_ms: int | None) -> Tx:
+        """Begin a transaction that writes; its time is *now_ms*, or (None) the database's own."""
+        ...
+
+    def begin_read(self, conn: Connection, cursor: Cursor, now_ms: int | None) -> Tx:
+        """Begin a snapshot for reading."""
+        ...
+
     def writing(self) -> AbstractContextManager[object]:
         """Hold off readers that share the writer's connection (in-memory databases)."""
         ...
@@ -68,6 +97,14 @@ class Dialect(Protocol):
 
     def has_attribute(self, name: str, value: object) -> ColumnElement[bool]:
         """Return the condition that a run's attribute *name* equals *value*."""
+        ...
+
+    def new_run_pks(self, tx: Tx, count: int) -> Sequence[int]:
+        """Return numbers for new runs, never given before."""
+        ...
+
+    def guard_project(self, tx: Tx, project: str, *, alone: bool) -> None:
+        """Wait until nobody changes the budgets of a project (alone: nor starts runs in it)."""
         ...
 
     def view(self, name: str) -> str:
@@ -95,6 +132,14 @@ class Dialect(Protocol):
         """Return a number that changes when another connection has written."""
         ...
 
+    def listen(self, wake: Wake) -> None:
+        """Call *wake*, from any thread, soon after another process wrote, as far as it is told."""
+        ...
+
+    def tell(self) -> None:
+        """Tell other processes that something was written (called after the commit)."""
+        ...
+
     def finish(self, cursor: Cursor) -> None:
         """Tidy up before the writer's connection closes."""
         ...
@@ -105,6 +150,14 @@ class Dialect(Protocol):
 
     def is_busy(self, error: BaseException) -> bool:
         """Return whether the same transaction may succeed at once if it is tried again."""
+        ...
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Return whether the connection is gone, and with it the answer, so that one must ask."""
+        ...
+
+    def is_committed(self, cursor: Cursor, lost: Tx) -> bool | None:
+        """Return whether a transaction whose COMMIT was not answered is written; None = unknown."""
         ...
 
     def facts(self, conn: Connection) -> dict[str, Any]:
@@ -124,6 +177,3 @@ class Faults:
 
     def after_commit(self) -> None:
         """Run in the writer thread after each COMMIT."""
-
-
-Wake = Callable[[], None]

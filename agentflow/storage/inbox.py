@@ -48,13 +48,20 @@ KNOWN = Hot(
     "id",
 )
 BY_ID = Hot(
-    lambda _: select(runs.c.pk, runs.c.status).where(
-        runs.c.project == bindparam("project_"), runs.c.id == bindparam("id_")
+    lambda _: (
+        select(runs.c.pk, runs.c.status)
+        .where(runs.c.project == bindparam("project_"), runs.c.id == bindparam("id_"))
+        .with_for_update(key_share=True)  # it must not end before the message is there
     ),
     "project_",
     "id_",
 )
-STATUS = Hot(lambda _: select(runs.c.status).where(runs.c.pk == bindparam("pk_")), "pk_")
+STATUS = Hot(
+    lambda _: (
+        select(runs.c.status).where(runs.c.pk == bindparam("pk_")).with_for_update(key_share=True)
+    ),
+    "pk_",
+)
 
 
 def _wake(**values: int) -> Hot:
@@ -133,7 +140,7 @@ def put(tx: Tx, run_pk: int, message: Message, *, name: str | None = None) -> No
         return
     write_parts(tx, [message.parts])
     sync_point("inbox.before_wake")
-    tx.run(WAKE_BY_KIND.get(message.kind, WAKE), run_pk)
+    tx.many(WAKE_BY_KIND.get(message.kind, WAKE), [(run_pk,)])
     tx.news = True
 
 

@@ -203,10 +203,10 @@ class Pulse:
 
     Args:
         dialect: The database.
-        clock: Where a database without a clock of its own takes the time from.
+        clock: Where transactions take their time from; None = the database's own clock.
     """
 
-    def __init__(self, dialect: Dialect, clock: Clock) -> None:
+    def __init__(self, dialect: Dialect, clock: Clock | None) -> None:
         self._dialect = dialect
         self._clock = clock
         self._conn: Connection | None = None
@@ -220,9 +220,9 @@ class Pulse:
         try:
             if self._conn is None:
                 self._conn = self._dialect.connect_writer()
-            cursor = self._conn.connection.cursor()
-            cursor.execute(self._dialect.begin_write)
-            tx = Tx(self._conn, cursor, self._dialect, self._clock.now_ms())
+            cursor = self._dialect.cursor(self._conn)
+            now_ms = None if self._clock is None else self._clock.now_ms()
+            tx = self._dialect.begin(self._conn, cursor, now_ms)
             answer = beat(tx, worker_id, lease_ms)
             cursor.execute("COMMIT")
         except Exception as e:

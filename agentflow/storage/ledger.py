@@ -13,6 +13,7 @@ from decimal import Decimal
 from typing import Any, assert_never
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     FromClause,
     Select,
@@ -49,6 +50,7 @@ FAILED = ("error", "in_doubt")
 ADJUSTMENT = "adjustment"
 ONE: ColumnElement[int] = literal_column("1")
 ZERO: ColumnElement[int] = literal_column("0")
+SHIFT: ColumnElement[int] = literal_column(str(LOW_BITS))
 
 
 # -- writing
@@ -170,8 +172,13 @@ def usage_of(stored: str | None) -> Usage | None:
 
 def halves(amount: ColumnElement[Any]) -> tuple[ColumnElement[int], ColumnElement[int]]:
     """Return the sums of the upper and of the lower halves of *amount*."""
-    upper, lower = amount.op(">>")(LOW_BITS), amount.op("&")(LOW_MASK)
-    return func.coalesce(func.sum(upper), 0), func.coalesce(func.sum(lower), 0)
+    upper, lower = amount.op(">>")(SHIFT), amount.op("&")(LOW_MASK)
+    return total(upper), total(lower)
+
+
+def total(amount: ColumnElement[Any]) -> ColumnElement[int]:
+    """Return the sum of *amount* as an integer of 64 bits; elsewhere it may be a decimal."""
+    return func.coalesce(cast(func.sum(amount), BigInteger), ZERO)
 
 
 def count(condition: ColumnElement[bool]) -> ColumnElement[int]:
@@ -250,7 +257,7 @@ def sums(query: CostQuery) -> Select[Any]:
     upper, lower = halves(attempts.c.amount_pico_usd)
     status = attempts.c.cost_status
     group = group_column(query).label("grp")
-    dearest = ((upper + lower.op(">>")(LOW_BITS)).desc(), lower.op("&")(LOW_MASK).desc(), group)
+    dearest = ((upper + lower.op(">>")(SHIFT)).desc(), lower.op("&")(LOW_MASK).desc(), group)
     return (
         select(
             group,
@@ -263,9 +270,9 @@ def sums(query: CostQuery) -> Select[Any]:
             count(status == "unknown_usage"),
             count(failed),
             *halves(case((failed, attempts.c.amount_pico_usd))),
-            func.coalesce(func.sum(attempts.c.input_tokens), 0),
-            func.coalesce(func.sum(attempts.c.output_tokens), 0),
-            func.coalesce(func.sum(attempts.c.cache_read_tokens), 0),
+            total(attempts.c.input_tokens),
+            total(attempts.c.output_tokens),
+            total(attempts.c.cache_read_tokens),
             count(attempts.c.kind == ADJUSTMENT),
             *halves(case((attempts.c.kind == ADJUSTMENT, attempts.c.amount_pico_usd))),
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import ColumnElement, Select, and_, bindparam, exists, func, or_, select
 
@@ -40,15 +40,13 @@ ROWS: Select[tuple[object, ...]] = select(*ROW_COLUMNS).select_from(
     .outerjoin(parents, parents.c.pk == runs.c.parent_pk)
 )
 ROWS_BY_PK = ByKeys(lambda keys: ROWS.where(runs.c.pk.in_(keys)))
-LAST_PK = Hot(
-    lambda _: select(
-        func.coalesce(func.max(runs.c.pk), const(0)),
-        exists().where(budgets.c.run_pk.is_(None)),
-    )
-)
+HAS_WIDE = Hot(lambda _: select(exists().where(budgets.c.run_pk.is_(None))))
 OF_PROJECTS = Hot(lambda _: select(budgets.c.project).where(budgets.c.run_pk.is_(None)).distinct())
 INSERT_BUDGET = insert_made(budgets, "pk")
 INSERT_RUN = insert_rows(runs)
+INSERT_RUN_UNLESS = Hot(
+    lambda speaker: speaker.insert_new(runs).returning(runs.c.pk), *runs.columns.keys()
+)
 INSERT_EVENT = insert_rows(events)
 INSERT_TAG = insert_rows(run_tags)
 
@@ -77,7 +75,11 @@ ADOPT = Hot(
     "parent_pk", "parent_key", "on_parent_end", "more", "pk_",
 )  # fmt: skip
 PARENT = Hot(
-    lambda _: select(runs.c.parent_pk, runs.c.output_seq).where(runs.c.pk == bindparam("pk_")),
+    lambda _: (
+        select(runs.c.parent_pk, runs.c.output_seq)
+        .where(runs.c.pk == bindparam("pk_"))
+        .with_for_update(key_share=True)
+    ),
     "pk_",
 )
 CLAIM = Hot(
@@ -149,7 +151,11 @@ def start(tx: Tx, calls: Sequence[Sequence[NewRun]]) -> list[list[tuple[RunRow, 
     for run in wanted:
         if (run.project, run.id) not in known:
             fresh.setdefault((run.project, run.id), run)
-    known |= insert(tx, fresh.values())
+    made = insert(tx, fresh.values())
+    known |= made
+    if len(made) < len(fresh):
+        known |= existing(tx, fresh.values())  # others were faster
+        fresh = {key: run for key, run in fresh.items() if key in made}
     pks = list(dict.fromkeys(known[run.project, run.id] for run in wanted))
     rows = dict(zip(pks, rows_by_pk(tx, pks), strict=True))
     answers: list[list[tuple[RunRow, bool]]] = []
@@ -178,35 +184,44 @@ def insert(
 ) -> dict[tuple[str, str], int]:
     """Insert runs that do not exist, each with its first event; return their pks.
 
-    *is_limited* says that a budget of the parent limits them.
+    *is_limited* says that a budget of the parent limits them. A run that another process has
+    started meanwhile is left alone, and left out of the answer.
     """
-    ((next_pk, has_wide),) = tx.rows(LAST_PK)
+    wanted = list(fresh)
+    if not wanted:
+        return {}
+    for project in sorted({run.project for run in wanted}):
+        tx.dialect.guard_project(tx, project, alone=False)
+    ((has_wide,),) = tx.rows(HAS_WIDE)
     wide = {row[0] for row in tx.rows(OF_PROJECTS)} if has_wide else set()
-    budget_rows: list[Row] = []
-    pks: dict[tuple[str, str], int] = {}
+    new: dict[int, tuple[NewRun, Writer]] = {}
     run_rows: list[Row] = []
-    event_rows: list[Row] = []
-    tag_rows: list[Row] = []
-    written = []
-    for run in fresh:
-        next_pk += 1
-        pks[run.project, run.id] = next_pk
-        writer = Writer(next_pk, 1, 0, GENESIS, tx.now_ms)
+    for pk, run in zip(tx.dialect.new_run_pks(tx, len(wanted)), wanted, strict=True):
+        writer = Writer(pk, 1, 0, GENESIS, tx.now_ms)
         writer.write(run.started, data_of(run.started))
-        if run.limits is not None:
-            budget_rows.append(new_budget(run, next_pk, tx.now_ms))
         budget = int(is_limited or run.limits is not None or run.project in wide)
         run_rows.append(new_row(run, writer, budget))
-        event_rows += writer.rows
-        tag_rows += [(tag, next_pk) for tag in dict.fromkeys(run.tags)]
-        written.append(run.parts)
-    tx.many(INSERT_RUN, run_rows)
-    tx.many(INSERT_EVENT, event_rows)
-    tx.many(INSERT_TAG, tag_rows)
-    tx.many(INSERT_BUDGET, budget_rows)
-    write_parts(tx, written)
-    tx.news = tx.news or bool(run_rows)
-    return pks
+        new[pk] = (run, writer)
+    if tx.dialect.has_rivals:
+        # In the order of the key that two processes may both want: they wait for one another.
+        run_rows.sort(key=lambda row: row[1:3])
+        made = {pk for (pk,) in tx.returned(INSERT_RUN_UNLESS, run_rows)}
+        new = {pk: one for pk, one in new.items() if pk in made}
+    else:
+        tx.many(INSERT_RUN, run_rows)
+    insert_rest(tx, new)
+    return {(run.project, run.id): pk for pk, (run, _) in new.items()}
+
+
+def insert_rest(tx: Tx, new: Mapping[int, tuple[NewRun, Writer]]) -> None:
+    """Insert what belongs to new runs: their first events, tags, budgets and bodies."""
+    tx.many(INSERT_EVENT, [row for _, writer in new.values() for row in writer.rows])
+    tags = [(tag, pk) for pk, (run, _) in new.items() for tag in dict.fromkeys(run.tags)]
+    tx.many(INSERT_TAG, tags)
+    limited = [(pk, run) for pk, (run, _) in new.items() if run.limits is not None]
+    tx.many(INSERT_BUDGET, [new_budget(run, pk, tx.now_ms) for pk, run in limited])
+    write_parts(tx, [run.parts for run, _ in new.values()])
+    tx.news = tx.news or bool(new)
 
 
 def new_budget(run: NewRun, run_pk: int, now_ms: int) -> Row:
@@ -244,18 +259,19 @@ def insert_children(tx: Tx, parent: State, batch: Append) -> None:
     if not children:
         return
     known = existing(tx, children)
-    for child in children:
-        pk = known.get((child.project, child.id))
-        if pk is not None:
-            adopt(tx, parent, child, pk)
     new = [c for c in children if (c.project, c.id) not in known]
-    insert(tx, new, is_limited=parent.budget > 0)
+    made = insert(tx, new, is_limited=parent.budget > 0)
+    if len(made) < len(new):
+        known = existing(tx, children)  # others were faster
+    for child in children:
+        if (child.project, child.id) not in made:
+            adopt(tx, parent, child, known[child.project, child.id])
 
 
 def adopt(tx: Tx, parent: State, child: NewRun, pk: int) -> None:
     """Make an existing run this parent's child, if it is the run that the parent means."""
-    (row,) = rows_by_pk(tx, [pk])
     ((old_parent, output_seq),) = tx.rows(PARENT, pk)
+    (row,) = rows_by_pk(tx, [pk])
     digests = [p.digest if p else None for p in (row.input, child.started.payload)]
     if row.workflow != child.workflow or digests[0] != digests[1]:
         msg = f"run {child.id} exists with another workflow or input"
@@ -371,11 +387,14 @@ def due(tx: Tx, wanted: Claiming, whose: ColumnElement[bool], limit: int) -> lis
     """Return pks of due runs, oldest first."""
     if limit <= 0:
         return []
-    query = select(runs.c.pk).where(whose, runs.c.wake_at_ms <= wanted.now_ms)
+    # Where workers share the database, their clocks differ: its own has the word.
+    now_ms = tx.now_ms if tx.dialect.is_shared else wanted.now_ms
+    query = select(runs.c.pk).where(whose, runs.c.wake_at_ms <= now_ms)
     query = query.where(*serves(wanted.served))
     query = query.order_by(runs.c.wake_at_ms, runs.c.pk).limit(limit)
-    query = query.with_for_update(skip_locked=True)  # what a peer is taking is not waited for
-    return [row[0] for row in tx.conn.execute(query)]
+    # What another worker is about to claim, or writes to just now, is left to it.
+    locked = query.with_for_update(key_share=True, skip_locked=True)
+    return [row[0] for row in tx.conn.execute(locked)]
 
 
 def serves(served: Served) -> list[ColumnElement[bool]]:

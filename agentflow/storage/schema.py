@@ -16,6 +16,7 @@ from sqlalchemy import (
     LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
+    Sequence,
     Table,
     Text,
     UniqueConstraint,
@@ -29,13 +30,16 @@ SCHEMA_VERSION = 6
 
 METADATA = MetaData()
 Number = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER can be SQLite's rowid
+# Ids are found by the beginning, which is a range of the order of characters in no language.
+Name = Text().with_variant(Text(collation="C"), "postgresql")
+RUN_PK = Sequence("agentflow_run_pk", metadata=METADATA)  # SQLite has none, and one writer
 
 runs = Table(
     "runs",
     METADATA,
     Column("pk", Number, primary_key=True, autoincrement=False),
     Column("project", Text, nullable=False),
-    Column("id", Text, nullable=False),
+    Column("id", Name, nullable=False),
     Column("workflow", Text, nullable=False),
     Column("status", Text, nullable=False),
     Column("wait", Text, nullable=False),
@@ -166,7 +170,7 @@ approvals = Table(
     "approvals",
     METADATA,
     Column("run_pk", Number, nullable=False),
-    Column("id", Text, nullable=False),
+    Column("id", Name, nullable=False),
     Column("key", Text, nullable=False),
     Column("kind", Text, nullable=False),
     Column("question", Text, nullable=False),

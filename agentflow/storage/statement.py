@@ -52,6 +52,10 @@ class Cursor(Protocol):
         """Return what is left of the result."""
         ...
 
+    def close(self) -> object:
+        """Give the cursor up."""
+        ...
+
 
 class Speaker(Protocol):
     """What compiling a statement needs to know of the database."""
@@ -76,6 +80,19 @@ class Speaker(Protocol):
 
     def facts(self, conn: Connection) -> dict[str, Any]:
         """Return what `doctor` should know of this database."""
+        ...
+
+    @property
+    def has_rivals(self) -> bool:
+        """Whether others write between the statements of a transaction."""
+        ...
+
+    def new_run_pks(self, tx: Tx, count: int) -> Sequence[int]:
+        """Return numbers for new runs, never given before."""
+        ...
+
+    def guard_project(self, tx: Tx, project: str, *, alone: bool) -> None:
+        """Wait until nobody changes the budgets of a project (alone: nor starts runs in it)."""
         ...
 
 
@@ -180,9 +197,10 @@ class Tx:
         conn: SQLAlchemy's connection, for statements that are not hot.
         now_ms: The time at which the transaction began; all its rows agree on it.
         news: Whether something was written that another part of the program waits for.
+        is_over: Whether it was rolled back, because its only job failed.
     """
 
-    __slots__ = ("conn", "cursor", "dialect", "news", "now_ms")
+    __slots__ = ("conn", "cursor", "dialect", "is_over", "news", "now_ms")
 
     def __init__(self, conn: Connection, cursor: Cursor, dialect: Speaker, now_ms: int) -> None:
         self.conn = conn
@@ -190,18 +208,31 @@ class Tx:
         self.dialect = dialect
         self.now_ms = now_ms
         self.news = False
+        self.is_over = False
 
     def run(self, hot: Hot, *values: Any) -> int:
         """Execute a change and return the number of rows that it changed."""
         self.cursor.execute(hot.sql(self.dialect), values)
         return self.cursor.rowcount
 
-    def many(self, hot: Hot, rows: Sequence[Row]) -> int:
-        """Execute a change for each of *rows* and return how many rows changed in all."""
+    def many(self, hot: Hot, rows: Sequence[Row]) -> None:
+        """Execute a change for each of *rows*; it may travel with what is asked for next."""
+        if rows:
+            self.cursor.executemany(hot.sql(self.dialect), rows)
+
+    def count(self, hot: Hot, rows: Sequence[Row]) -> int:
+        """Do the same, and return how many rows changed in all."""
         if not rows:
             return 0
         self.cursor.executemany(hot.sql(self.dialect), rows)
         return self.cursor.rowcount
+
+    def flush(self) -> None:
+        """Have everything done that was asked for, so that what fails fails here."""
+
+    def returned(self, hot: Hot, rows: Sequence[Row]) -> list[Row]:
+        """Execute a change that returns rows for each of *rows*, and return all of theirs."""
+        return [found for row in rows for found in self.rows(hot, *row)]
 
     def rows(self, hot: Hot, *values: Any) -> list[Row]:
         """Return all rows of a SELECT."""

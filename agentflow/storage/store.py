@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from agentflow.clock import Clock, SystemClock
 from agentflow.codec import Cipher, MessageNode, Parts
+from agentflow.errors import SettingsError
 from agentflow.history.events import AnyEvent
 from agentflow.ledger.budgets import Budget
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
@@ -57,11 +58,12 @@ from agentflow.storage import (
     stream,
     transfer,
 )
-from agentflow.storage.database import Database, each
+from agentflow.storage.database import Database
 from agentflow.storage.dialect import Dialect, Faults
 from agentflow.storage.migrations import current_version, migrate
 from agentflow.storage.plan import encode
 from agentflow.storage.schema import SCHEMA_VERSION
+from agentflow.storage.writer import each
 from agentflow.sync_point import sync_point
 
 SEND = each(inbox.send)
@@ -88,17 +90,19 @@ class SqlStore:
 
     Args:
         dialect: The database; `SqlStore.sqlite` makes one.
-        clock: Where the store takes the time of rows from.
+        clock: Where the store takes the time of rows from; None = the database's own clock.
         faults: Lets tests make commits fail.
     """
 
     def __init__(
         self, dialect: Dialect, *, clock: Clock | None = None, faults: Faults | None = None
     ) -> None:
-        self._clock = clock or SystemClock()
+        if clock is None and not dialect.has_clock:
+            clock = SystemClock()
+        self._clock = clock
         self._dialect = dialect
-        self._db = Database(dialect, self._clock, faults or Faults())
-        self._pulse = leases.Pulse(dialect, self._clock)
+        self._db = Database(dialect, clock, faults or Faults())
+        self._pulse = leases.Pulse(dialect, clock)
         self._worker_id: str | None = None
 
     @classmethod
@@ -120,7 +124,33 @@ class SqlStore:
             faults: Lets tests make commits fail.
         """
         module = load("agentflow.storage.dialects.sqlite")
-        return cls(module.SqliteDialect(url, durability=durability), clock=clock, faults=faults)
+        dialect = module.SqliteDialect(url, durability=durability)
+        return cls(dialect, clock=clock, faults=faults)
+
+    @classmethod
+    def postgres(
+        cls, url: str, *, clock: Clock | None = None, faults: Faults | None = None
+    ) -> SqlStore:
+        """Return a store in a PostgreSQL database, for any number of processes.
+
+        Args:
+            url: ``postgresql://user:password@host:port/database``; ``?schema=NAME`` for a schema
+                of its own, everything else as libpq reads it.
+            clock: Where the store takes the time of rows from; the database's clock by default,
+                because the clocks of machines differ.
+            faults: Lets tests make commits fail.
+
+        Raises:
+            SettingsError: the URL has no meaning, or psycopg is not installed.
+        """
+        try:
+            module = load("agentflow.storage.dialects.postgres")
+        except ModuleNotFoundError as e:
+            if e.name != "psycopg":
+                raise
+            msg = "PostgreSQL needs psycopg, which is not installed"
+            raise SettingsError(msg, hint="pip install 'agentflow[postgres]'") from e
+        return cls(module.PostgresDialect(url), clock=clock, faults=faults)
 
     # -- the database
 
@@ -137,9 +167,11 @@ class SqlStore:
     def _prepare(self, conn: Connection) -> None:
         if current_version(conn) == SCHEMA_VERSION:
             return
-        conn.exec_driver_sql(self._dialect.begin_write)
+        for statement in self._dialect.begin_migration:
+            conn.exec_driver_sql(statement)
+        now_ms = (self._clock or SystemClock()).now_ms()
         try:
-            migrate(conn, view=self._dialect.view, now_ms=self._clock.now_ms())
+            migrate(conn, view=self._dialect.view, now_ms=now_ms)
         except BaseException:
             conn.exec_driver_sql("ROLLBACK")
             raise
@@ -297,7 +329,7 @@ class SqlStore:
     async def watch(self, run_pk: int, until_ms: int) -> int:
         """Say that a run is watched until a time; return where its new pieces begin."""
         await self._db.write(WATCH, (run_pk, until_ms))
-        return await self._db.read(stream.last_row)
+        return await self._db.read(lambda tx: stream.last_row(tx, run_pk))
 
     async def watched(self) -> frozenset[int]:
         """Return the runs that somebody watches now."""
@@ -356,7 +388,7 @@ class SqlStore:
     async def register(self, card: WorkerCard, lease_ms: int) -> int:
         """Introduce a worker, with its first lease; return the database's time, milliseconds."""
         if not self.is_shared:
-            now_ms = self._clock.now_ms()
+            now_ms = (self._clock or SystemClock()).now_ms()
             self._dialect.introduce(leases.card_text(card, now_ms))
             return now_ms
         return await self._db.write(REGISTER, leases.Registering(card, lease_ms))

@@ -52,9 +52,14 @@ def after(tx: Tx, run_pk: int, row: int) -> list[tuple[int, StreamItem]]:
     return [(number, _item(json.loads(text))) for number, text in found]
 
 
-def last_row(tx: Tx) -> int:
-    """Return the number of the newest piece, or 0."""
-    newest = select(stream_items.c.row).order_by(stream_items.c.row.desc()).limit(1)
+def last_row(tx: Tx, run_pk: int) -> int:
+    """Return the number of the run's newest piece, or 0.
+
+    Not the newest of all: numbers are given before the commit, so that a piece of this run may
+    come to light behind another run's with a higher one. Those of one run have one writer.
+    """
+    mine = select(stream_items.c.row).where(stream_items.c.run_pk == run_pk)
+    newest = mine.order_by(stream_items.c.row.desc()).limit(1)
     return tx.conn.execute(newest).scalar() or 0
 
 

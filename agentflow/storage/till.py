@@ -30,10 +30,10 @@ from agentflow.ledger.budgets import (
 )
 from agentflow.protocols import Append, LedgerWrite, Start
 from agentflow.storage.budgets import (
-    ABOVE,
+    ABOVE_LOCKED,
     ACCOUNT,
     NEWS,
-    WIDE,
+    WIDE_LOCKED,
     account_of,
     create,
     day_of,
@@ -49,7 +49,14 @@ SUMS = (
     "doubtful_pico_usd", "over_pico_usd",
 )  # fmt: skip
 HELD = ByKeys(lambda keys: select(reservations).where(reservations.c.run_pk.in_(keys)))
-BY_PK = ByKeys(lambda keys: select(*ACCOUNT).where(budgets.c.pk.in_(keys)))
+BY_PK = ByKeys(
+    lambda keys: (
+        select(*ACCOUNT)
+        .where(budgets.c.pk.in_(keys))
+        .order_by(budgets.c.pk)
+        .with_for_update(key_share=True)
+    )
+)
 RESERVE = insert_rows(reservations)
 _ROW = (
     reservations.c.run_pk == bindparam("run_pk_"),
@@ -151,12 +158,12 @@ class Till:
         tx = self._tx
         for state in mine:
             self._chains[state.pk] = []
-        for row in tx.by_keys(ABOVE, [s.pk for s in mine]):
+        for row in tx.by_keys(ABOVE_LOCKED, [s.pk for s in mine]):
             self._chains[row[0]].append(self._account(row[1:]))
         projects = {s.project for s in mine} - self._wide.keys()
         for project in projects:
             self._wide[project] = []
-        for row in tx.by_keys(WIDE, sorted(projects), day_of(tx.now_ms)):
+        for row in tx.by_keys(WIDE_LOCKED, sorted(projects), day_of(tx.now_ms)):
             self._wide[row[1]].append(self._account(row))
         for project in projects:
             self._open_day(project)
@@ -351,7 +358,7 @@ class Till:
         tx.many(WAIT, [(*place, a.pico_usd, a.tokens) for place, a in self._waits.items()])
         woken = self._wake([a for a in accounts if a.waiters and a.freed])
         rows = [self._row(a) for a in accounts if a.delta or a.pk in self._touched]
-        if tx.many(ADD, rows) != len(rows):
+        if tx.count(ADD, rows) != len(rows):
             raise FencedError("a budget was changed by another writer")
         tx.many(RESERVE, self._new)
         tx.many(RELEASE, self._released)
@@ -433,9 +440,9 @@ def adjusted(tx: Tx, run_pk: int, entry: LedgerWrite) -> None:
     amount = entry.record.priced.amount_pico_usd
     if row is None or not row.budget or amount is None:
         return
-    found = [account_of(r[1:]) for r in tx.by_keys(ABOVE, [run_pk])]
+    found = [account_of(r[1:]) for r in tx.by_keys(ABOVE_LOCKED, [run_pk])]
     tags = set(json.loads(row.tags)) if row.tags else set()
-    wide = tx.by_keys(WIDE, [row.project], day_of(tx.now_ms))
+    wide = tx.by_keys(WIDE_LOCKED, [row.project], day_of(tx.now_ms))
     found += [account_of(one) for one in wide if one[2] == "tag" and one[3] in tags]
     mine = (reservations.c.run_pk == run_pk, reservations.c.key == entry.key)
     doubtful = {

@@ -19,7 +19,7 @@ from agentflow.errors import CorruptHistoryError, NotFoundError, UsageError
 from agentflow.protocols import RunRow
 from agentflow.storage import audit
 from agentflow.storage.payloads import BODIES, INSERT_BODY, INSERT_NODE, payload_of
-from agentflow.storage.runs import LAST_PK, rows_by_pk
+from agentflow.storage.runs import rows_by_pk
 from agentflow.storage.schema import (
     approvals,
     attempt_details,
@@ -154,7 +154,7 @@ def import_(tx: Tx, lines: Sequence[Line]) -> RunRow:
             return rows_by_pk(tx, [existing.pk])[0]
         msg = f"another run {head['id']} is in project {head['project']!r}"
         raise UsageError(msg)
-    run_pk = tx.rows(LAST_PK)[0][0] + 1
+    (run_pk,) = tx.dialect.new_run_pks(tx, 1)
     mother = select(runs.c.pk).where(
         runs.c.project == head["project"], runs.c.id == lines[0].get("parent_id")
     )

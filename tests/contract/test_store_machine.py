@@ -43,12 +43,12 @@ from agentflow.protocols import Append, Appended, Message, NewRun, RunRow, Start
 from agentflow.storage import SqlStore, approvals, inbox, runs
 from agentflow.storage import append as append_module
 from agentflow.storage import plan as plan_module
-from agentflow.storage.database import Database
 from agentflow.storage.dialect import Faults
 from agentflow.storage.plan import Encoded, Guard, Planned, State
 from agentflow.storage.schema import approvals as approvals_table
 from agentflow.storage.schema import runs as runs_table
 from agentflow.storage.statement import Hot, Tx, const
+from agentflow.storage.writer import Writer
 from agentflow.testing.store_conformance import StoppedClock, asking, scheduled, starting
 
 RUNS = ("run-0", "run-1")
@@ -674,7 +674,7 @@ def messages_are_doubled(patch: pytest.MonkeyPatch) -> None:
 
 def half_a_group_is_kept(patch: pytest.MonkeyPatch) -> None:
     """A failed commit is taken for a commit."""
-    patch.setattr(Database, "_roll_back", lambda self, cursor: cursor.execute("COMMIT"))
+    patch.setattr(Writer, "_roll_back", lambda self, cursor: cursor.execute("COMMIT"))
 
 
 def void_stays_open(patch: pytest.MonkeyPatch) -> None:

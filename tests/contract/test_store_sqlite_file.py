@@ -33,11 +33,11 @@ from agentflow.errors import (
 from agentflow.history.events import ActivityCompleted, AnyEvent, TimerStarted
 from agentflow.protocols import Append, Appended, RunFilter, RunRow, Start, Store
 from agentflow.storage import SqlStore, views
-from agentflow.storage.database import each
 from agentflow.storage.dialect import Faults
 from agentflow.storage.dialects import sqlite
 from agentflow.storage.dialects.sqlite import SqliteDialect
 from agentflow.storage.statement import Tx
+from agentflow.storage.writer import each
 from agentflow.testing.store_conformance import (
     FIRST_MS,
     StoppedClock,
@@ -541,7 +541,9 @@ def usd(path: Path, sql: str, *values: object) -> Any:
 def test_one_amount_is_shown_exactly(amount: int) -> None:
     """Twelve decimals, right sign, no float."""
     connection = sqlite3.connect(":memory:")
-    (text,) = connection.execute(f"SELECT {views._amount('?1')}", (amount,)).fetchone()
+    (text,) = connection.execute(
+        f"SELECT {views._amount(views.SQLITE, '?1')}", (amount,)
+    ).fetchone()
     connection.close()
 
     assert text == f"{Decimal(amount).scaleb(-12):.12f}"

@@ -18,7 +18,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -49,8 +49,9 @@ from agentflow.errors import (
     SettingsError,
     StoreError,
 )
+from agentflow.storage.dialect import Wake
 from agentflow.storage.schema import runs
-from agentflow.storage.statement import Cursor
+from agentflow.storage.statement import Cursor, Hot, Tx, const
 from agentflow.storage.views import sqlite_view
 
 Durability = Literal["full", "process"]
@@ -58,6 +59,7 @@ CHECKPOINT_PAGES = 2000  # 8 MB of log; a checkpoint costs two fsyncs, so not to
 CACHE_KIB = 16_384
 STATEMENTS = 256  # prepared statements that the driver keeps per connection
 READERS = 4
+LAST_PK = Hot(lambda _: select(func.coalesce(func.max(runs.c.pk), const(0))))
 
 
 class SqliteDialect:
@@ -72,7 +74,10 @@ class SqliteDialect:
 
     name = "sqlite"
     is_shared = False  # one process at a time holds the owner's lock
-    begin_write = "BEGIN IMMEDIATE"  # a read that turns into a write fails at once when busy
+    has_clock = False
+    has_rivals = False  # the write lock keeps them out
+    begin_migration = ("BEGIN IMMEDIATE",)
+    watch_seconds = 0.05
 
     def __init__(
         self, url: str, *, durability: Durability = "full", busy_timeout_ms: int = 5000
@@ -153,6 +158,21 @@ class SqliteDialect:
         """Hold readers off where they share the writer's connection."""
         return self._gate if self.path is None else nullcontext()
 
+    def cursor(self, conn: Connection) -> Cursor:
+        """Return the driver's own cursor."""
+        cursor: Cursor = conn.connection.cursor()
+        return cursor
+
+    def begin(self, conn: Connection, cursor: Cursor, now_ms: int | None) -> Tx:
+        """Take the write lock: a read that turns into a write fails at once when busy."""
+        cursor.execute("BEGIN IMMEDIATE")
+        return Tx(conn, cursor, self, now_ms or 0)
+
+    def begin_read(self, conn: Connection, cursor: Cursor, now_ms: int | None) -> Tx:
+        """Begin a snapshot, which the first read takes."""
+        cursor.execute("BEGIN")
+        return Tx(conn, cursor, self, now_ms or 0)
+
     def close(self) -> None:
         """Close connections and let go of the owner's lock."""
         if self._engines is not None:
@@ -174,6 +194,14 @@ class SqliteDialect:
     def insert_new(self, table: Table) -> Insert:
         """Return INSERT … ON CONFLICT DO NOTHING."""
         return insert(table).on_conflict_do_nothing()
+
+    def new_run_pks(self, tx: Tx, count: int) -> Sequence[int]:
+        """Return the next numbers: nobody else writes."""
+        ((last,),) = tx.rows(LAST_PK)
+        return range(last + 1, last + 1 + count)
+
+    def guard_project(self, tx: Tx, project: str, *, alone: bool) -> None:
+        """Do nothing: nobody else writes."""
 
     def has_attribute(self, name: str, value: object) -> ColumnElement[bool]:
         """Compare through json_each, so that the name is a value and never part of a path."""
@@ -246,6 +274,12 @@ class SqliteDialect:
         cursor.execute("PRAGMA data_version")
         return int(cursor.fetchall()[0][0])
 
+    def listen(self, wake: Wake) -> None:
+        """Do nothing: `last_foreign_write` is all there is."""
+
+    def tell(self) -> None:
+        """Do nothing: others look for themselves."""
+
     def finish(self, cursor: Cursor) -> None:
         """Empty the log, if this process is the owner."""
         if self._owner_fd is not None:
@@ -284,6 +318,14 @@ class SqliteDialect:
             sqlite3.SQLITE_BUSY,
             sqlite3.SQLITE_LOCKED,
         }
+
+    def is_lost(self, error: BaseException) -> bool:  # noqa: ARG002 -- the protocol's
+        """Return False: there is no server to lose."""
+        return False
+
+    def is_committed(self, cursor: Cursor, lost: Tx) -> bool | None:  # noqa: ARG002
+        """Return None: never asked."""
+        return None
 
     def facts(self, conn: Connection) -> dict[str, Any]:
         """Return versions, modes and sizes; see doctor.py for their meaning."""

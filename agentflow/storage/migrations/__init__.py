@@ -44,7 +44,8 @@ def migrate(conn: Connection, *, view: Callable[[str], str], now_ms: int) -> Non
             STEPS[number](conn)
     for name in VIEWS:
         conn.exec_driver_sql(f"DROP VIEW IF EXISTS {name}")
-        conn.exec_driver_sql(view(name))
+        # A text without values: its % are meant as they are.
+        conn.exec_driver_sql(view(name), execution_options={"no_parameters": True})
     conn.execute(insert(schema_table).values(version=SCHEMA_VERSION, applied_at_ms=now_ms))
 
 

@@ -1,0 +1,443 @@
+"""PostgreSQL: one database, any number of processes, each with one writer and a few readers.
+
+What keeps them apart:
+
+* whoever changes a run locks its row first, and reads it under that lock (`FOR NO KEY UPDATE`);
+  then come budgets, by number; what has no lock of its own is inserted `ON CONFLICT DO NOTHING`;
+* two that wait for each other nevertheless are told so, and the transaction is tried again;
+* the time of a transaction is the database's, asked for with its BEGIN;
+* every transaction knows its number (`pg_current_xact_id`): where the answer to COMMIT is lost,
+  `pg_xact_status` says over a new connection whether it is written.
+
+Nothing waits for ever: the server gives a statement up by itself, TCP notices a lost peer, and
+whoever waits for an answer closes the connection after a while (a frozen server answers nothing).
+"""
+
+from __future__ import annotations
+
+import os
+import select as polling
+import time
+import zlib
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import psycopg
+from psycopg import waiting
+from psycopg.conninfo import make_conninfo
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Index,
+    Insert,
+    Table,
+    bindparam,
+    case,
+    cast,
+    create_engine,
+    false,
+    func,
+    select,
+)
+from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
+from sqlalchemy.pool import NullPool, QueuePool
+
+from agentflow.errors import AgentflowError, StoreError
+from agentflow.storage.dialect import Wake
+from agentflow.storage.dialects.postgres_error import is_busy, is_gone, store_error
+from agentflow.storage.dialects.postgres_listen import Listener
+from agentflow.storage.dialects.postgres_url import Address, address
+from agentflow.storage.dialects.postgres_wire import LostConnectionError, WireCursor
+from agentflow.storage.schema import METADATA, RUN_PK, Number, runs
+from agentflow.storage.statement import Hot, Row, Tx, const
+from agentflow.storage.views import postgres_view
+
+OLDEST_VERSION = 140_000  # supported by its makers until November 2026; 14 brought nothing we miss
+READERS = 4
+CONNECT_SECONDS = 5
+WRITE_SECONDS, READ_SECONDS = 10, 60  # a statement, as the server counts
+GRACE_SECONDS = 3  # longer than that waits the client
+LOCK_SECONDS = 5  # deadlocks are found after 1 s; this is for somebody's open transaction
+TCP = {
+    "connect_timeout": str(CONNECT_SECONDS),
+    "fallback_application_name": "agentflow",
+    "tcp_user_timeout": "8000",  # milliseconds; without it a partition holds us for 15 minutes
+    "keepalives": "1",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+}
+# Class of our advisory locks: the first half of the digest of a word, so that others' are not hit.
+LOCKS = zlib.crc32(b"agentflow") >> 1
+BEGUN = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint, pg_current_xact_id()::text"
+NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+NEW_PKS = Hot(
+    lambda _: select(RUN_PK.next_value()).select_from(
+        func.generate_series(const(1), bindparam("count", type_=Number))
+    ),
+    "count",
+)
+
+
+def copy_conditions() -> None:
+    """Give PostgreSQL's indexes the conditions that SQLite's have, and tables room for updates."""
+    for table in METADATA.tables.values():
+        for index in table.indexes:
+            condition(index)
+    # A row that is updated in its own page touches no index: most of a run's updates.
+    runs.dialect_options["postgresql"]["with"] = {"fillfactor": 70}
+
+
+def condition(index: Index) -> None:
+    """Copy the condition of a partial index."""
+    where = index.dialect_options["sqlite"]["where"]
+    if where is not None:
+        index.dialect_options["postgresql"]["where"] = where
+
+
+class PatientConnection(psycopg.Connection[Any]):
+    """A connection whose waits end.
+
+    Attributes:
+        deadline_seconds: Longest wait for an answer.
+    """
+
+    deadline_seconds: float = WRITE_SECONDS + GRACE_SECONDS
+    wire_cursor: WireCursor | None = None
+
+    def wait(self, gen: Generator[Any, Any, Any], *_: object, **__: object) -> Any:
+        """Run *gen* to its end, or close the connection."""
+        until = time.monotonic() + self.deadline_seconds
+        try:
+            wanted = next(gen)
+            while True:
+                poll = polling.poll()
+                reads = polling.POLLIN if wanted & waiting.WAIT_R else 0
+                poll.register(
+                    self.fileno(), reads | (polling.POLLOUT if wanted & waiting.WAIT_W else 0)
+                )
+                left = until - time.monotonic()
+                ready = poll.poll(max(0.0, left) * 1000) if left > 0 else []
+                if not ready:
+                    self.pgconn.finish()
+                    msg = f"the server has not answered for {self.deadline_seconds:g} s"
+                    raise LostConnectionError(msg)
+                events = ready[0][1]
+                state = waiting.READY_R if events & ~polling.POLLOUT else 0
+                state |= waiting.READY_W if events & polling.POLLOUT else 0
+                wanted = gen.send(state)
+        except StopIteration as e:
+            return e.value
+
+
+class PostgresTx(Tx):
+    """A transaction whose begin travels with its first statement.
+
+    Attributes:
+        number: What pg_current_xact_id says, as text.
+    """
+
+    __slots__ = ("_begun", "_conn", "_now_ms")
+
+    def __init__(
+        self,
+        conn: Connection,
+        cursor: WireCursor,
+        dialect: PostgresDialect,
+        now_ms: int | None,
+        begin: str,
+    ) -> None:
+        self._conn = conn
+        self._now_ms = now_ms
+        self.cursor = cursor
+        self.dialect = dialect
+        self.news = False
+        self.is_over = False
+        cursor.execute(begin)
+        reads = "READ ONLY" in begin
+        self._begun = cursor.ask_rows(NOW if reads else BEGUN)
+
+    @property
+    def conn(self) -> Connection:  # type: ignore[override]
+        """SQLAlchemy's connection, once everything has been sent that was asked for before."""
+        self.flush()
+        return self._conn
+
+    @property
+    def now_ms(self) -> int:  # type: ignore[override]
+        """The time at which the transaction began."""
+        if self._now_ms is None:
+            self._now_ms = int(self._begun()[0][0])
+        return self._now_ms
+
+    @property
+    def number(self) -> str:
+        """The transaction's number in the database."""
+        return str(self._begun()[0][1])
+
+    def returned(self, hot: Hot, rows: Sequence[Row]) -> list[Row]:
+        """Execute a change for many rows at once."""
+        if not rows:
+            return []
+        self.cursor.executemany(hot.sql(self.dialect), rows)
+        return list(self.cursor.fetchall())
+
+    def flush(self) -> None:
+        """Send what was asked for, and wait for the answers."""
+        self.cursor.flush()  # type: ignore[attr-defined]
+
+
+class PostgresDialect:
+    """One PostgreSQL database, or one schema of it.
+
+    Args:
+        url: See `SqlStore.postgres`.
+    """
+
+    name = "postgresql"
+    is_shared = True
+    has_clock = True
+    has_rivals = True
+    watch_seconds = 0.5
+
+    def __init__(self, url: str) -> None:
+        self.address: Address = address(url)
+        self.core = PGDialect_psycopg(paramstyle="format")  # type: ignore[no-untyped-call]
+        self.prepares = True
+        self._pid = os.getpid()
+        self._engines: tuple[Engine, Engine] | None = None
+        self._listener: Listener | None = None
+        copy_conditions()
+
+    @property
+    def begin_migration(self) -> Sequence[str]:
+        """Begin, and wait for other processes that change the schema."""
+        begin = [
+            "BEGIN",
+            "SET LOCAL statement_timeout = 0",
+            f"SELECT pg_advisory_xact_lock({LOCKS}, {self._key('schema')})",
+            # Whoever waits for a lock on a table holds up everybody behind him: not for long.
+            f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'",
+        ]
+        if self.address.schema:
+            begin.append(f'CREATE SCHEMA IF NOT EXISTS "{self.address.schema}"')
+        return begin
+
+    def _key(self, word: str) -> int:
+        """Return the second half of an advisory lock's name."""
+        return zlib.crc32(f"{self.address.schema}:{word}".encode()) >> 1
+
+    # -- connections
+
+    def open(self) -> None:
+        """Make the engines."""
+        self._pid = os.getpid()
+
+        def writer() -> psycopg.Connection[Any]:
+            return self.connect(WRITE_SECONDS)
+
+        def reader() -> psycopg.Connection[Any]:
+            return self.connect(READ_SECONDS)
+
+        options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT", "use_native_hstore": False}
+        self._engines = (
+            create_engine("postgresql+psycopg://", creator=writer, poolclass=NullPool, **options),
+            create_engine(
+                "postgresql+psycopg://", creator=reader, poolclass=QueuePool, pool_size=2,
+                max_overflow=READERS - 2, **options,
+            ),
+        )  # fmt: skip
+
+    def connect(self, statement_seconds: float) -> PatientConnection:
+        """Return a new connection of psycopg's, set up."""
+        target = make_conninfo(**{**TCP, **self.address.parts})
+        made = PatientConnection.connect(target, autocommit=True, prepare_threshold=None)
+        made.deadline_seconds = statement_seconds + GRACE_SECONDS
+        try:
+            self._set_up(made, statement_seconds)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def _set_up(self, made: PatientConnection, statement_seconds: float) -> None:
+        version = made.info.server_version
+        if version < OLDEST_VERSION:
+            msg = f"the server is PostgreSQL {version // 10_000}; agentflow needs 14 or later"
+            raise StoreError(msg, hint="Upgrade the server.")
+        settings = {
+            "statement_timeout": f"{statement_seconds}s",
+            "lock_timeout": f"{LOCK_SECONDS}s",
+            "idle_in_transaction_session_timeout": f"{statement_seconds + 20}s",
+            "client_encoding": "UTF8",
+        }
+        if self.address.schema:
+            settings["search_path"] = f'"{self.address.schema}"'
+        calls = ", ".join(f"set_config('{name}', %s, false)" for name in settings)
+        row = made.execute(
+            f"SELECT current_setting('server_encoding'), pg_backend_pid(), {calls}",
+            list(settings.values()),
+        ).fetchone()
+        assert row is not None  # noqa: S101 -- a SELECT without FROM has a row
+        if row[0] != "UTF8":
+            msg = f"the database's encoding is {row[0]}; agentflow needs UTF8"
+            raise StoreError(msg, hint="CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0.")
+
+    def _both(self) -> tuple[Engine, Engine]:
+        if self._engines is None:
+            msg = "the store is not open"
+            raise StoreError(msg)
+        return self._engines
+
+    def connect_writer(self) -> Connection:
+        """Return a connection for the writer thread."""
+        return self._both()[0].connect()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Yield a connection for one read."""
+        self.check_process()
+        with self._both()[1].connect() as conn:
+            yield conn
+
+    def cursor(self, conn: Connection) -> WireCursor:
+        """Return a cursor past psycopg's, for the hot statements."""
+        made = conn.connection.driver_connection
+        assert isinstance(made, PatientConnection)  # noqa: S101 -- see `connect`
+        if made.wire_cursor is None:  # prepared statements live as long as the connection
+            made.wire_cursor = WireCursor(
+                made, prepares=self.prepares, deadline_seconds=made.deadline_seconds
+            )
+        return made.wire_cursor
+
+    def begin(self, conn: Connection, cursor: Any, now_ms: int | None) -> Tx:
+        """Begin at READ COMMITTED: every read sees what was committed before it, locks decide."""
+        return PostgresTx(conn, cursor, self, now_ms, "BEGIN ISOLATION LEVEL READ COMMITTED")
+
+    def begin_read(self, conn: Connection, cursor: Any, now_ms: int | None) -> Tx:
+        """Begin a snapshot."""
+        begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+        return PostgresTx(conn, cursor, self, now_ms, begin)
+
+    def writing(self) -> AbstractContextManager[object]:
+        """Hold nobody off."""
+        return nullcontext()
+
+    def close(self) -> None:
+        """Close connections."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        if self._engines is not None:
+            for engine in self._engines:
+                engine.dispose()
+            self._engines = None
+
+    def check_process(self) -> None:
+        """Raise StoreError after a fork: two processes must not share a connection."""
+        if os.getpid() != self._pid:
+            msg = "the store was opened before the process was forked"
+            raise StoreError(msg, hint="Open it after the fork, in each process.")
+
+    # -- SQL
+
+    def insert_new(self, table: Table) -> Insert:
+        """Return INSERT … ON CONFLICT DO NOTHING."""
+        return insert(table).on_conflict_do_nothing()
+
+    def new_run_pks(self, tx: Tx, count: int) -> Sequence[int]:
+        """Return numbers from the sequence; some of them may never be used."""
+        return [row[0] for row in tx.rows(NEW_PKS, count)]
+
+    def guard_project(self, tx: Tx, project: str, *, alone: bool) -> None:
+        """Lock the project's name until the end of the transaction."""
+        shared = "" if alone else "_shared"
+        key = self._key(f"project {project}")
+        tx.cursor.execute(f"SELECT pg_advisory_xact_lock{shared}({LOCKS}, {key})")
+
+    def has_attribute(self, name: str, value: object) -> ColumnElement[bool]:
+        """Compare as JSON; what has a NUL character, which jsonb refuses, is no match."""
+        found = cast(runs.c.attributes, JSONB)[name]
+        return case(
+            (runs.c.attributes.contains("\\u0000", autoescape=True), false()),
+            else_=found == bindparam(None, value, type_=JSONB),
+        )
+
+    def view(self, name: str) -> str:
+        """Return CREATE VIEW in PostgreSQL's SQL."""
+        return postgres_view(name)
+
+    # -- the database as other processes see it
+
+    def try_own(self, worker_id: str) -> bool:  # noqa: ARG002
+        """Grant it: any number of workers share the database."""
+        self.check_process()
+        return True
+
+    def introduce(self, card: str) -> None:
+        """Do nothing: workers introduce themselves in a table."""
+
+    def introduced(self) -> str:
+        """Return "": nobody owns the database."""
+        return ""
+
+    def became_owner(self, cursor: Any) -> None:
+        """Do nothing: nothing is owned."""
+
+    def listen(self, wake: Wake) -> None:
+        """Listen on a connection of its own, in a thread of its own."""
+        self._listener = Listener(lambda: self.connect(WRITE_SECONDS), self._channel(), wake)
+        self._listener.start()
+
+    def _channel(self) -> str:
+        return f"agentflow_{self._key('news'):08x}"
+
+    def tell(self) -> None:
+        """Have the listener notify others, soon."""
+        if self._listener is not None:
+            self._listener.tell()
+
+    def last_foreign_write(self, cursor: Any) -> int:  # noqa: ARG002
+        """Return a number that always changes: to look for oneself, now and then, is the rule."""
+        return time.monotonic_ns()
+
+    def finish(self, cursor: Any) -> None:
+        """Do nothing: the server tidies up."""
+
+    # -- errors
+
+    def translate(self, error: BaseException) -> AgentflowError | None:
+        """Return the StoreError of a failure of the server or of the way to it."""
+        return store_error(error, self.address)
+
+    def is_busy(self, error: BaseException) -> bool:
+        """Return whether another transaction was in the way."""
+        return is_busy(error)
+
+    def is_lost(self, error: BaseException) -> bool:
+        """Return whether the connection, or the server, is gone."""
+        return is_gone(error)
+
+    def is_committed(self, cursor: Any, lost: Tx) -> bool | None:
+        """Ask by the transaction's number; None while it is still in progress."""
+        assert isinstance(lost, PostgresTx)  # noqa: S101 -- `begin` made it
+        cursor.execute("SELECT pg_xact_status(%s::xid8)", (lost.number,))
+        status = cursor.fetchall()[0][0]
+        return {"committed": True, "aborted": False}.get(str(status))
+
+    def facts(self, conn: Connection) -> dict[str, Any]:
+        """Return versions, sizes and settings; see doctor.py for their meaning."""
+        facts: dict[str, Any] = {}
+        for name in ("server_version", "synchronous_commit", "fsync", "max_connections"):
+            facts[name] = conn.exec_driver_sql(f"SHOW {name}").scalar()
+        sizes = "SELECT pg_database_size(current_database()), count(*) FROM pg_stat_activity"
+        size, connections = conn.exec_driver_sql(sizes).one()
+        return {
+            "server": self.address.shown,
+            **facts,
+            "database_bytes": size,
+            "connections": connections,
+        }
