@@ -17,8 +17,7 @@ import dataclasses
 import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -31,6 +30,7 @@ from pydantic import (
     ValidationError,
 )
 from pydantic_core import CoreSchema, PydanticSerializationError, core_schema
+from pydantic_core import from_json as _parse_json
 
 from agentflow.dataclass import dataclass
 from agentflow.errors import DecodeError, EncodeError, PayloadErased, PayloadTooLargeError
@@ -59,9 +59,8 @@ class Payload:
     parts: tuple[bytes, ...] = ()
 
 
-@dataclass(slots=True)
 class Parts:
-    """What encoding a value put aside.
+    """What encoding a value put aside: for most values nothing, so each table waits for a need.
 
     Attributes:
         bodies: Sealed bodies by digest.
@@ -69,9 +68,65 @@ class Parts:
         on_commit: Called once the store has them.
     """
 
-    bodies: dict[bytes, bytes] = field(default_factory=dict)
-    nodes: dict[bytes, MessageNode] = field(default_factory=dict)
-    on_commit: list[Callable[[], None]] = field(default_factory=list)
+    __slots__ = ("_bodies", "_nodes", "_on_commit")
+
+    def __init__(
+        self,
+        bodies: dict[bytes, bytes] | None = None,
+        nodes: dict[bytes, MessageNode] | None = None,
+        on_commit: list[Callable[[], None]] | None = None,
+    ) -> None:
+        self._bodies = bodies
+        self._nodes = nodes
+        self._on_commit = on_commit
+
+    @property
+    def bodies(self) -> dict[bytes, bytes]:
+        """Sealed bodies by digest."""
+        if self._bodies is None:
+            self._bodies = {}
+        return self._bodies
+
+    @property
+    def nodes(self) -> dict[bytes, MessageNode]:
+        """Nodes of the message chain by id."""
+        if self._nodes is None:
+            self._nodes = {}
+        return self._nodes
+
+    @property
+    def on_commit(self) -> list[Callable[[], None]]:
+        """What is called once the store has them."""
+        if self._on_commit is None:
+            self._on_commit = []
+        return self._on_commit
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was put aside."""
+        return not (self._bodies or self._nodes or self._on_commit)
+
+    def add(self, other: Parts) -> None:
+        """Take along what *other* holds."""
+        if other._bodies:
+            self.bodies.update(other._bodies)
+        if other._nodes:
+            self.nodes.update(other._nodes)
+        if other._on_commit:
+            self.on_commit.extend(other._on_commit)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both hold the same."""
+        if not isinstance(other, Parts):
+            return NotImplemented
+        mine = (self.bodies, self.nodes, self.on_commit)
+        return mine == (other.bodies, other.nodes, other.on_commit)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        """Return how much it holds."""
+        return f"<Parts: {len(self.bodies)} bodies, {len(self.nodes)} nodes>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,45 +382,79 @@ class Codec:
             EncodeError: a value has no JSON form; the message has its path.
             PayloadTooLargeError: the JSON is longer than `max_bytes`.
         """
+        declared = type_name(annotation)
+        if is_plain(value, annotation):
+            plain = to_canonical(value, value, what)
+            return self._payload(plain, declared, parts, (), what, bounded=bounded)
         context = Encoding(self, parts, [])
         plain = to_canonical(to_json(value, annotation, what, context), value, what)
-        return self._payload(plain, type_name(annotation), context, what, bounded=bounded)
+        return self._payload(plain, declared, parts, context.digests, what, bounded=bounded)
+
+    def encode_and_read(
+        self, value: Any, annotation: Any, parts: Parts, bodies: Bodies, *, what: str
+    ) -> tuple[Payload, Any]:
+        """Return *value* as a payload, and as everybody will read it from there.
+
+        Raises:
+            EncodeError, PayloadTooLargeError: as `encode`.
+            DecodeError: what was written does not fit *annotation*.
+        """
+        payload = self.encode(value, annotation, parts, what=what)
+        if not self._secrets and is_plain(value, annotation):
+            return payload, value
+        return payload, self.decode(payload, annotation, bodies, what=what)
 
     def encode_fields(
         self, values: Mapping[str, Any], annotations: Mapping[str, Any], parts: Parts, *, what: str
     ) -> Payload:
         """Return named values, each written by its own annotation, as one JSON object."""
-        context = Encoding(self, parts, [])
-        data = {
-            name: to_json(value, annotations.get(name, Any), f"{what} {name}", context)
-            for name, value in values.items()
-        }
-        return self._payload(to_canonical(data, values, what), "object", context, what)
+        context: Encoding | None = None
+        data: dict[str, Any] = {}
+        for name, value in values.items():
+            annotation = annotations.get(name, Any)
+            if is_plain(value, annotation):
+                data[name] = value
+                continue
+            context = context or Encoding(self, parts, [])
+            data[name] = to_json(value, annotation, f"{what} {name}", context)
+        digests = context.digests if context is not None else ()
+        return self._payload(to_canonical(data, values, what), "object", parts, digests, what)
 
     def decode_fields(
         self, payload: Payload, annotations: Mapping[str, Any], bodies: Bodies, *, what: str
     ) -> dict[str, Any]:
         """Return the named values that `encode_fields` wrote."""
-        context = Decoding(self, bodies)
-        data = json.loads(self.plain(payload, bodies).decode())
-        return {
-            name: from_json(item, annotations.get(name, Any), f"{what} {name}", context)
-            for name, item in data.items()
-        }
+        data: dict[str, Any] = parsed(self.plain(payload, bodies))
+        context: Decoding | None = None
+        for name, item in data.items():
+            annotation = annotations.get(name, Any)
+            if not is_plain(item, annotation):
+                context = context or Decoding(self, bodies)
+                data[name] = from_json(item, annotation, f"{what} {name}", context)
+        return data
 
     def _payload(
-        self, plain: bytes, declared: str, context: Encoding, what: str, *, bounded: bool = True
+        self,
+        plain: bytes,
+        declared: str,
+        parts: Parts,
+        digests: Sequence[bytes],
+        what: str,
+        *,
+        bounded: bool = True,
     ) -> Payload:
-        plain = self.scrub(plain)
-        if bounded and len(plain) > self.max_bytes:
-            msg = f"{what} is {len(plain):,} bytes of JSON; the limit is {self.max_bytes:,}"
+        if self._secrets:
+            plain = self.scrub(plain)
+        size = len(plain)
+        if bounded and size > self.max_bytes:
+            msg = f"{what} is {size:,} bytes of JSON; the limit is {self.max_bytes:,}"
             raise PayloadTooLargeError(msg)
         digest = self.cipher.digest(plain)
         sealed: bytes | None = self.cipher.seal(digest, plain)
-        if len(plain) > INLINE_BYTES:
-            context.parts.bodies[digest] = sealed or b""
+        if size > INLINE_BYTES:
+            parts.bodies[digest] = sealed or b""
             sealed = None
-        return Payload(digest, len(plain), declared, sealed, tuple(context.digests))
+        return Payload(digest, size, declared, sealed, tuple(digests))
 
     def put(self, plain: bytes, context: Encoding) -> bytes:
         """Store *plain* apart and return its digest."""
@@ -396,7 +485,9 @@ class Codec:
             DecodeError: the JSON does not fit the annotation.
             PayloadErased: the body is gone.
         """
-        data = json.loads(self.plain(payload, bodies).decode())
+        data = parsed(self.plain(payload, bodies))
+        if is_plain(data, annotation):
+            return data
         return from_json(data, annotation, what, Decoding(self, bodies))
 
     def scrub(self, plain: bytes) -> bytes:
@@ -443,7 +534,25 @@ def to_canonical(data: Any, value: Any, what: str) -> bytes:
         raise EncodeError(msg, data={"path": f"{what}{path}"}) from e
 
 
-_PLAIN = (str, int, bool, type(None))
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
+
+def is_plain(value: Any, annotation: Any) -> bool:
+    """Return whether *value* is JSON data already, and is read back as it is."""
+    kind = type(value)
+    return kind in _PLAIN and (annotation is kind or annotation is Any)
+
+
+def parsed(plain: bytes) -> Any:
+    """Return the data of canonical JSON; four times as fast as `json.loads`.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return _parse_json(plain)
+    except ValueError:  # nested deeper than pydantic's parser goes, or really no JSON
+        return json.loads(plain.decode())
 
 
 def to_json(value: Any, annotation: Any, what: str, context: Any = None) -> Any:
@@ -452,7 +561,7 @@ def to_json(value: Any, annotation: Any, what: str, context: Any = None) -> Any:
     Raises:
         EncodeError: with the path of the part that has no JSON form.
     """
-    if type(value) in _PLAIN and (annotation is type(value) or annotation is Any):
+    if is_plain(value, annotation):
         return value
     try:
         data = adapter(annotation).dump_python(
@@ -485,7 +594,7 @@ def from_json(data: Any, annotation: Any, what: str, context: Any = None) -> Any
     Raises:
         DecodeError: it does not fit; the message has the first misfit and its path.
     """
-    if annotation is Any or annotation is type(data) in _PLAIN:
+    if annotation is Any or is_plain(data, annotation):
         return data
     try:
         return adapter(annotation).validate_python(

@@ -281,9 +281,9 @@ class Append:
     wake_at_ms: int | None = 0
     release: bool = False
     attributes: dict[str, Any] | None = None
-    children: list[NewRun] = field(default_factory=list)
-    inbox_done: list[int] = field(default_factory=list)
-    ledger: list[LedgerWrite] = field(default_factory=list)
+    children: Sequence[NewRun] = ()
+    inbox_done: Sequence[int] = ()
+    ledger: Sequence[LedgerWrite] = ()
     progress: bool = False
     is_bounded: bool = False
     budget_seen: int | None = None

@@ -28,8 +28,9 @@ class Call:
     Attributes:
         key: Its identity in the run's segment.
         kind: What it is.
-        asked: The call as code asked for it; None until replay has got there.
-        future: What code waits on.
+        activity_call: The call as code asked for it; None until replay has got there.
+        is_asked: Whether code has asked for it.
+        future: What code waits on, until it has its result.
         payload: Its input, encoded; parts: the input's bodies.
         fingerprint: Hash of what was asked.
         returns: Type of its result.
@@ -56,6 +57,7 @@ class Call:
         "edited",
         "fingerprint",
         "future",
+        "is_asked",
         "key",
         "kind",
         "on_parent_end",
@@ -77,6 +79,7 @@ class Call:
         self.key = key
         self.kind: CallKind = kind
         self.activity_call: ActivityCall | None = None
+        self.is_asked = False
         self.future: CallFuture | None = None
         self.payload: Payload | None = None
         self.parts: Parts | None = None
@@ -100,6 +103,10 @@ class Call:
         self.on_parent_end = "cancel"
         self.question = ""
         self.annotation: Any = Any
+
+    def let_go(self) -> None:
+        """Forget what nobody asks for once code has the result: runs make many calls."""
+        self.future = self.payload = self.activity_call = self.edited = None
 
     @property
     def is_waited_for(self) -> bool:
@@ -130,17 +137,29 @@ class Call:
 
 
 class CallFuture(WorkflowFuture[Any]):
-    """A future that tells its call when code gives up waiting."""
+    """A future that tells when code gives up waiting for its call.
 
-    __slots__ = ("_on_cancel",)
+    Args:
+        loop: The run's loop.
+        call: The call that it is for, if it is for one.
+        drop: Told of the call when code gives up.
+    """
 
-    def __init__(self, loop: WorkflowLoop, on_cancel: Callable[[], None] | None) -> None:
+    __slots__ = ("_call", "_drop")
+
+    def __init__(
+        self,
+        loop: WorkflowLoop,
+        call: Call | None = None,
+        drop: Callable[[Call], None] | None = None,
+    ) -> None:
         super().__init__(loop=loop, order=loop.next_future_order())
-        self._on_cancel = on_cancel
+        self._call = call
+        self._drop = drop
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the wait; the call itself is asked to stop after this drain."""
         done = asyncio.Future.cancel(self, msg)
-        if done and self._on_cancel is not None:
-            self._on_cancel()
+        if done and self._call is not None and self._drop is not None:
+            self._drop(self._call)
         return done

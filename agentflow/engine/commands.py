@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Any
 
@@ -56,7 +57,7 @@ class Arrival:
     value: Any = None
     has_value: bool = False
     parts: Parts | None = None
-    ledger: list[Any] = field(default_factory=list)
+    ledger: Sequence[Any] = ()
     inbox_row: int | None = None
 
 
@@ -101,10 +102,10 @@ class Batch:
     facts: list[AnyEvent] = field(default_factory=list)
     starts: list[AttemptStart] = field(default_factory=list)
     parts: Parts = field(default_factory=Parts)
-    children: list[ChildStart] = field(default_factory=list)
+    children: tuple[ChildStart, ...] = ()
     attributes: dict[str, Any] | None = None
-    commands: list[Command] = field(default_factory=list)
-    ledger: list[Any] = field(default_factory=list)
+    commands: tuple[Command, ...] = ()
+    ledger: tuple[Any, ...] = ()
     inbox_done: list[int] = field(default_factory=list)
     applied_seq: int = 0
     progress: bool = False
@@ -112,9 +113,7 @@ class Batch:
     def add_parts(self, parts: Parts | None) -> None:
         """Take the bodies of one payload along."""
         if parts is not None:
-            self.parts.bodies.update(parts.bodies)
-            self.parts.nodes.update(parts.nodes)
-            self.parts.on_commit.extend(parts.on_commit)
+            self.parts.add(parts)
 
     @property
     def is_empty(self) -> bool:

@@ -182,6 +182,12 @@ class Definition(Generic[P, R_co]):
         return self._context_names
 
     @property
+    def ordinary(self) -> tuple[str, ...] | None:
+        """Names of the parameters where all may be given by name, else None."""
+        self._resolve()
+        return self._ordinary
+
+    @property
     def signature(self) -> inspect.Signature:
         """The signature without parameters that get an `ActivityContext`."""
         self._resolve()

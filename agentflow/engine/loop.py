@@ -76,6 +76,16 @@ class LoopHost(Protocol):
         """Nobody waits for *timer* any more, and it has not fired."""
 
 
+class _Nobody:
+    """The host of a loop that has left memory: it leads to no run any more."""
+
+    def timer_started(self, timer: DurableTimer) -> None:
+        """Take no note."""
+
+    def timer_cancelled(self, timer: DurableTimer) -> None:
+        """Take no note."""
+
+
 class _Running:
     """The block in which a loop runs. A class: a generator costs three times as much per drain."""
 
@@ -125,7 +135,7 @@ class WorkflowLoop(_LoopBase):
         self.lineage = Lineage()
         self.errors: list[dict[str, Any]] = []
         self.evicting = False
-        self._host = host
+        self._host: LoopHost = host
         self._now_ms = now_ms
         self._ready: deque[asyncio.Handle] = deque()
         self._tasks: list[WorkflowTask[Any]] = []
@@ -481,6 +491,7 @@ class WorkflowLoop(_LoopBase):
         self._asyncgens.held.clear()
         self.evicting = False
         self._closed = True
+        self._host = _Nobody()
         if interrupts:
             raise interrupts[0]
         return tuple(stuck)

@@ -20,6 +20,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from types import MappingProxyType
 from typing import Any, assert_never
 
@@ -134,7 +135,7 @@ class Machine:
         self._dropped: list[Call] = []
         self._notes: list[ev.AnyEvent] = []
         self._approvals: dict[str, Call] = {}
-        self._mailbox = Mailbox(self._value)
+        self._mailbox = Mailbox(partial(_read, codec, bodies))
         self._voided = Voided(history)
         self._late: list[Arrival] = []
         self._to_start: dict[str, Call] = {}
@@ -198,7 +199,7 @@ class Machine:
 
     def _is_asked(self, key: str) -> bool:
         call = self.calls[key]
-        return call.future is not None or call.timer is not None
+        return call.is_asked or call.timer is not None
 
     # --- live -------------------------------------------------------------------------------
 
@@ -225,13 +226,13 @@ class Machine:
         self._batch_starts(now_ms)
 
     def _keeps_going(self, call: Call) -> bool:
-        return call.future is None  # not asked yet (explicit key): its outcome may still be wanted
+        return not call.is_asked  # not asked yet (explicit key): its outcome may still be wanted
 
     def _arrive(self, arrival: Arrival, now_ms: int) -> None:
         event = self.record(arrival.event, now_ms)
         batch = self._batch
         batch.add_parts(arrival.parts)
-        batch.ledger.extend(arrival.ledger)
+        batch.ledger += tuple(arrival.ledger)
         batch.progress = batch.progress or event.outcome
         if arrival.inbox_row is not None:
             batch.inbox_done.append(arrival.inbox_row)
@@ -252,8 +253,8 @@ class Machine:
         """Drop intents of the drain in which the code broke; the outcome itself stays."""
         self.next_seq -= len(self._batch.facts) - facts
         del self._batch.facts[facts:]
-        del self._batch.children[children:]
-        del self._batch.commands[commands:]
+        self._batch.children = self._batch.children[:children]
+        self._batch.commands = self._batch.commands[:commands]
 
     def record(self, draft: ev.AnyEvent, now_ms: int) -> ev.AnyEvent:
         """Give a draft its seq and time and put it into the batch."""
@@ -261,6 +262,10 @@ class Machine:
         self.next_seq += 1
         self._batch.facts.append(event)
         return event
+
+    def _command(self, command: Command) -> None:
+        """Ask for *command* to be done once the batch is committed."""
+        self._batch.commands += (command,)
 
     def take_batch(self) -> Batch:
         """Return what is to be committed now, and begin a new batch."""
@@ -465,10 +470,11 @@ class Machine:
         future = call.future
         assert future is not None  # noqa: S101 -- callers have looked
         try:
-            if isinstance(event, ev.ActivityFailed) and arrival is not None and arrival.has_value:
-                future.set_exception(activity_error(arrival.value))
-            elif arrival is not None and arrival.has_value:
-                future.set_result(arrival.value)
+            if arrival is not None and arrival.has_value:
+                if isinstance(event, ev.ActivityFailed):
+                    future.set_exception(activity_error(arrival.value))
+                else:
+                    future.set_result(arrival.value)
             elif isinstance(event, ev.ActivityCompleted):
                 future.set_result(self._value(event.payload, call.returns, f"{call.name}() result"))
             elif isinstance(event, ev.ChildFinished):
@@ -480,6 +486,8 @@ class Machine:
                 future.set_exception(activity_error(self._failure(event.payload)))
         except AgentflowError as e:  # the recorded value does not fit today's type
             self.park("needs_code", bug_text(e))
+            return
+        call.let_go()
 
     def _resolve_child(self, call: Call, event: ev.ChildFinished, future: CallFuture) -> None:
         if event.status == "completed":
@@ -493,9 +501,7 @@ class Machine:
             future.set_exception(error)
 
     def _value(self, payload: Payload | None, annotation: Any, what: str) -> Any:
-        if payload is None:
-            return None
-        return self.codec.decode(payload, annotation, self.bodies, what=what)
+        return _read(self.codec, self.bodies, payload, annotation, what)
 
     def _failure(self, payload: Payload | None) -> Failure:
         found = self._value(payload, Failure, "recorded failure")
@@ -731,16 +737,15 @@ class Machine:
                 self._drain()
             return
         assert call.payload is not None  # noqa: S101 -- encoded when it was asked
-        self._batch.children.append(
-            ChildStart(
-                call=call,
-                child_id=call.child_id,
-                workflow=call.workflow,
-                payload=call.payload,
-                parts=call.parts or Parts(),
-                on_parent_end=call.on_parent_end,
-            )
+        child = ChildStart(
+            call=call,
+            child_id=call.child_id,
+            workflow=call.workflow,
+            payload=call.payload,
+            parts=call.parts or Parts(),
+            on_parent_end=call.on_parent_end,
         )
+        self._batch.children += (child,)
 
     def _request(
         self, call: Call, kind: str, question: str, payload: Payload | None, digest: str
@@ -783,7 +788,7 @@ class Machine:
             return
         if call.kind == "child":
             self._untold.add(call.key)
-        self._batch.commands.append(CancelAttempt(call))
+        self._command(CancelAttempt(call))
 
     # --- starts, doubts ---------------------------------------------------------------------
 
@@ -841,7 +846,7 @@ class Machine:
             recorded = call.recorded.payload if call.recorded is not None else call.payload
             self._request(call, "doubt", question, recorded, "")
         elif policy == "reconcile":
-            self._batch.commands.append(Reconcile(call, call.attempt))
+            self._command(Reconcile(call, call.attempt))
         elif policy == "fail":
             error = InDoubtError(f"{call.name}: the outcome of attempt {call.attempt} is unknown")
             self.fail(call, error, now_ms)
@@ -861,10 +866,10 @@ class Machine:
             elif policy == "reconcile" and not any(
                 isinstance(c, Reconcile) and c.call is call for c in self._batch.commands
             ):
-                self._batch.commands.append(Reconcile(call, call.attempt))
+                self._command(Reconcile(call, call.attempt))
         told = {c.call.key for c in self._batch.commands if isinstance(c, CancelAttempt)}
         for key in sorted(self._untold - told):
-            self._batch.commands.append(CancelAttempt(self.calls[key]))
+            self._command(CancelAttempt(self.calls[key]))
 
     def _settle_doubt(self, call: Call, now_ms: int) -> None:
         """Answer from what a cut made void, where that tells; else the call is in doubt."""
@@ -1045,7 +1050,13 @@ class Machine:
     def evict(self) -> tuple[str, ...]:
         """Leave memory; return the paths of tasks that would not let go."""
         self.deaf = True
-        return self.loop.evict()
+        stuck = self.loop.evict()
+        # Nothing may lead back here: a run's memory is given back at once, and is no garbage that
+        # a full collection has to find among the objects of all others.
+        for call in self.calls.values():
+            call.let_go()
+        self.loop.agentflow_context = None
+        return stuck
 
     # --- what code may ask (through MachineContext) -----------------------------------------
 
@@ -1062,7 +1073,8 @@ class Machine:
                 if call.key in table:
                     table[call.key] = call
         self.calls[call.key] = call
-        call.future = CallFuture(self.loop, lambda: self._dropped.append(call))
+        call.is_asked = True
+        call.future = CallFuture(self.loop, call, self.drop)
         self._asked.append(call)
         return call.future
 
@@ -1097,7 +1109,7 @@ class Machine:
 
     def next_signal(self, name: str, annotation: Any) -> CallFuture:
         """Return the next signal of *name*, now or later."""
-        return self._mailbox.receive(name, annotation, CallFuture(self.loop, None))
+        return self._mailbox.receive(name, annotation, CallFuture(self.loop))
 
     def child_id(self, key: str) -> str:
         """Return the id of the child run that *key* starts: the same on every replay."""
@@ -1112,6 +1124,10 @@ class Machine:
             text = f"{self.history.started.seed}\0{self._segment}\0{self.history.cut_ids}\0{path}"
             found = self._streams[path] = self._random_of(hashlib.sha256(text.encode()).digest())
         return found
+
+
+def _read(codec: Codec, bodies: Bodies, payload: Payload | None, annotation: Any, what: str) -> Any:
+    return None if payload is None else codec.decode(payload, annotation, bodies, what=what)
 
 
 _GOES_ON = {"resume", "retry"}  # policies under which the next attempt starts by itself

@@ -101,7 +101,7 @@ class MachineContext:
             return current_lineage().next_key(name)
         key = f"@{explicit}"
         known = machine.calls.get(key)
-        if known is not None and known.future is not None:
+        if known is not None and known.is_asked:
             msg = f"key {explicit!r} is used twice in this run"
             raise DuplicateKeyError(msg)
         return key

@@ -6,13 +6,10 @@ write every row can rewrite the chain. Export the heads to notice that too.
 
 from __future__ import annotations
 
-import hashlib
-import json
-
-from agentflow.codec import text_encoder
+from hashlib import sha256
+from json.encoder import encode_basestring_ascii as quoted
 
 GENESIS = bytes(32)
-_dumps = text_encoder(json.JSONEncoder(separators=(",", ":")))
 
 
 def event_hash(
@@ -31,5 +28,8 @@ def event_hash(
         docs/concepts.md: canonical(event) is the JSON array [1, seq, time_ms, kind, actor, key,
         data], where data holds the payload's digest and never its body.
     """
-    head = _dumps([1, seq, time_ms, kind, actor, key])
-    return hashlib.sha256(previous + head.encode() + data.encode()).digest()
+    by = "null" if actor is None else quoted(actor)
+    call = "null" if key is None else quoted(key)
+    # Written out, for every event of every append: the general encoder takes three times as long.
+    head = f"[1,{seq},{time_ms},{quoted(kind)},{by},{call}]"
+    return sha256(previous + head.encode() + data.encode()).digest()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import and_, bindparam, func, select
@@ -147,43 +148,61 @@ def read_states(tx: Tx, batches: Sequence[Append]) -> dict[int, State]:
     states = {row[0]: State(*row) for row in found}
     curious = [b.run_pk for b in batches if b.run_pk in states and needs_inbox(b, states[b.run_pk])]
     if curious:
+        waiting: dict[int, list[tuple[int, str]]] = {}
         for run_pk, row, kind in tx.by_keys(inbox.WAITING, curious):
-            states[run_pk].waiting.append((row, kind))
+            waiting.setdefault(run_pk, []).append((row, kind))
+        for run_pk, rows in waiting.items():
+            states[run_pk].waiting = rows
     return states
 
 
 def decide(tx: Tx, encoded: Encoded, state: State, till: Till) -> Planned | Appended | Exception:
     """Return what to write, or the answer where nothing is to be written."""
-    details: dict[str, str] = {}
-
-    def guard(state: State, start: Start) -> str | dict[str, Any] | None:
-        if state.paused:
-            return "pause"
-        if state.cancel:
-            return "cancel"
-        if state.budget and not encoded.batch.is_bounded:
-            return "bound"
-        verdict = till.ask(state, start) if state.budget else None
-        if isinstance(verdict, Refused):
-            details[start.event.key or ""] = verdict.detail
-            return "budget" if verdict.is_final else "budget_wait"
-        if start.approval_id is not None and not approvals.use(tx, state.pk, start):
-            return "approval"
-        if verdict is None:
-            return None
-        till.hold(state, start, verdict)
-        return verdict.terms
-
     early = settle_early(state, encoded.batch)
     if early is not None:
         return early
     if not state.budget:
-        return plan(encoded, state, tx.now_ms, guard)
+        return plan(encoded, state, tx.now_ms, partial(guard, tx))
+    details: dict[str, str] = {}
     till.settle(state, encoded.batch)
-    planned = plan(encoded, state, tx.now_ms, guard)
+    spend = partial(guard_money, tx, till, encoded.batch, details)
+    planned = plan(encoded, state, tx.now_ms, spend)
     marks = tuple(till.marks.pop(state.pk, ()))
     planned.answer = replace(planned.answer, details=details, marks=marks)
     return planned
+
+
+def guard(tx: Tx, state: State, start: Start) -> str | None:
+    """Return why an attempt of a run without a budget may not start, or None."""
+    if state.paused:
+        return "pause"
+    if state.cancel:
+        return "cancel"
+    if start.approval_id is not None and not approvals.use(tx, state.pk, start):
+        return "approval"
+    return None
+
+
+def guard_money(
+    tx: Tx, till: Till, batch: Append, details: dict[str, str], state: State, start: Start
+) -> str | dict[str, Any] | None:
+    """Return why an attempt may not start, or the terms on which its budgets let it."""
+    if state.paused:
+        return "pause"
+    if state.cancel:
+        return "cancel"
+    if not batch.is_bounded:
+        return "bound"
+    verdict = till.ask(state, start)
+    if isinstance(verdict, Refused):
+        details[start.event.key or ""] = verdict.detail
+        return "budget" if verdict.is_final else "budget_wait"
+    if start.approval_id is not None and not approvals.use(tx, state.pk, start):
+        return "approval"
+    if verdict is None:
+        return None
+    till.hold(state, start, verdict)
+    return verdict.terms
 
 
 def write(tx: Tx, planned: Sequence[Planned]) -> None:

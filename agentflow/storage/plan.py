@@ -7,8 +7,8 @@ here is still true when it is written.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic_core import to_json
@@ -84,7 +84,7 @@ class State:
     parent_key: str | None
     budget: int = 0
     tags: str | None = None
-    waiting: list[tuple[int, str]] = field(default_factory=list)
+    waiting: Sequence[tuple[int, str]] = ()
 
 
 @dataclass(slots=True)
@@ -96,9 +96,9 @@ class Planned:
     events: list[Row]
     answer: Appended = UNANSWERED
     wake_at_ms: int | None = None
-    requests: list[tuple[ApprovalRequested, int]] = field(default_factory=list)
+    requests: Sequence[tuple[ApprovalRequested, int]] = ()
     void_all: bool = False
-    void_keys: list[str] = field(default_factory=list)
+    void_keys: Sequence[str] = ()
     terminal: AnyEvent | None = None
     reopened: bool = False
 
@@ -290,17 +290,17 @@ def note_fact(planned: Planned, event: AnyEvent, seq: int) -> None:
     """Remember what a fact means beyond its row."""
     match event:
         case ApprovalRequested():
-            planned.requests.append((event, seq))
+            planned.requests = (*planned.requests, (event, seq))
         case RunContinued():
             planned.void_all = True
-            planned.requests.clear()  # asked and void in one append: never open
+            planned.requests = ()  # asked and void in one append: never open
             planned.state.segment_seq = seq
         case RunReopened():
             planned.void_all = planned.reopened = True
-            planned.requests.clear()
+            planned.requests = ()
             planned.terminal = planned.state.output_seq = planned.state.ended_at_ms = None
         case ActivityCancelRequested() if event.key:
-            planned.void_keys.append(event.key)
+            planned.void_keys = (*planned.void_keys, event.key)
         case RunCompleted() | RunFailed() | RunCancelled():
             planned.terminal = event
         case _:

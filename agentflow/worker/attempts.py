@@ -130,15 +130,23 @@ class Attempt:
         self._beat_at = 0.0
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def run(self) -> None:
-        """Run the attempt and deliver its outcome; nothing is delivered on shutdown."""
+    async def run(self) -> Arrival:
+        """Run the attempt and return its outcome; on shutdown there is none.
+
+        Raises:
+            CancelledError: the worker stops, and nobody knows the outcome.
+        """
         activity = self._activity()
         gate = self._house.gate
         try:
             if gate is not None and not gate.is_held:
                 await gate.wait()
             sync_point("activity.before_call")
-            result = await self._timed(activity, self.arguments(activity))
+            values = self.arguments(activity)
+            if _is_plain(activity):
+                result = await activity.fn(**activity.call_arguments(values)[1])
+            else:
+                result = await self._timed(activity, values)
             sync_point("activity.after_call")
             arrival = self.completed(activity, result)
         except asyncio.CancelledError:
@@ -147,10 +155,9 @@ class Attempt:
             arrival = Arrival(event=ev.ActivityCancelled(key=self.call.key, attempt=self.number))
         except Exception as error:  # noqa: BLE001 -- every failure is data
             arrival = self._failed(activity.options, error)
-        arrival.ledger = self._ledger(arrival.event)
-        sync_point("outcome.before_delivery")
-        self._deliver(arrival)
-        sync_point("outcome.after_delivery")
+        if self._records:
+            arrival.ledger = self._ledger(arrival.event)
+        return arrival
 
     def _activity(self) -> ActivityDefinition[..., Any]:
         asked = self.call.activity_call
@@ -280,10 +287,9 @@ class Attempt:
         """Return the outcome of an attempt that returned *result*."""
         what = f"{activity.name}() result"
         codec, parts = self._house.codec, Parts()
-        payload = codec.encode(result, activity.returns, parts, what=what)
         # Read it back before it is recorded: a value that cannot be read would wedge the run.
-        value = codec.decode(
-            payload, activity.returns, _Fresh(parts, self._house.bodies), what=what
+        payload, value = codec.encode_and_read(
+            result, activity.returns, parts, _Fresh(parts, self._house.bodies), what=what
         )
         event = ev.ActivityCompleted(key=self.call.key, payload=payload, attempt=self.number)
         return Arrival(event=event, value=value, has_value=True, parts=parts)
@@ -385,6 +391,18 @@ class Attempt:
         sync_point("progress.before_delivery")
         self._deliver(Arrival(event=event, parts=Parts(on_commit=[mark])))
         return committed
+
+
+def _is_plain(activity: ActivityDefinition[..., Any]) -> bool:
+    """Return whether an attempt is no more than a call: no limit of time, no price, no thread."""
+    options = activity.options
+    return (
+        activity.is_async
+        and activity.ordinary is not None
+        and not activity.context_names
+        and activity.cost_usd is None
+        and options.timeout is options.total_timeout is options.heartbeat is None
+    )
 
 
 class _Fresh:

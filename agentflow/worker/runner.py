@@ -8,10 +8,10 @@ new, and starts side effects only when the store has said that their intent is c
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from agentflow import ids
@@ -124,7 +124,7 @@ class Runner:
         self._machine: Machine | None = None
         self._arrivals: list[Arrival] = []
         self._seen_rows: set[int] = set()
-        self._attempts: dict[str, asyncio.Task[None]] = {}
+        self._attempts: dict[str, asyncio.Task[Arrival]] = {}
         self._helpers: set[asyncio.Task[Any]] = set()
         self._answer: asyncio.Future[Appended] | None = None
         self._appending = False
@@ -133,6 +133,7 @@ class Runner:
         self._stopping = False
         self._end_by_ms: int | None = None
         self._status: RunStatus = row.status
+        self._known_scope: RunScope | None = None
         self._budget = row.budget  # 0: no budget limits the run, as far as is known
         self._bounds: dict[str, Bound | None] = {}
         # What a parked run is told, kept until its attempts in flight have ended.
@@ -449,9 +450,9 @@ class Runner:
             wake_at_ms=wake,
             release=release,
             attributes=batch.attributes,
-            children=[self._child(child) for child in batch.children],
+            children=[self._child(child) for child in batch.children] if batch.children else (),
             inbox_done=batch.inbox_done,
-            ledger=[*batch.ledger, *self._doubtful(machine, batch)],
+            ledger=(*batch.ledger, *self._doubtful(machine, batch)),
             progress=batch.progress,
             is_bounded=self._budget > 0,
             budget_seen=self._budget if release and machine.is_held else None,
@@ -541,7 +542,7 @@ class Runner:
         sync_point("append.before")
         # No task where the store answers with a future: this is done once per activity.
         self._answer = asyncio.ensure_future(self._house.store.append(commit.append))
-        self._answer.add_done_callback(functools.partial(self._answered, commit))
+        self._answer.add_done_callback(partial(self._answered, commit))
 
     def _answered(self, commit: _Commit, answer: asyncio.Future[Appended]) -> None:
         if answer.cancelled():
@@ -655,12 +656,14 @@ class Runner:
                 )
 
     def _scope(self) -> RunScope:
-        row = self.row
+        row, known = self.row, self._known_scope
         segment = self._machine.segment if self._machine is not None else 1
-        return RunScope(
-            project=row.project, run_id=row.id, run_pk=row.pk, epoch=row.epoch, tags=row.tags,
-            segment=segment,
-        )  # fmt: skip
+        if known is None or known.epoch != row.epoch or known.segment != segment:
+            known = self._known_scope = RunScope(
+                project=row.project, run_id=row.id, run_pk=row.pk, epoch=row.epoch,
+                tags=row.tags, segment=segment,
+            )  # fmt: skip
+        return known
 
     def _start(self, command: StartAttempt) -> None:
         if not command.call.is_waited_for and command.call.cancel_recorded:
@@ -669,26 +672,41 @@ class Runner:
             return
         sync_point("attempt.before_start")
         key, machine = command.call.key, self._machine
+        attempt = Attempt(
+            self._house.attempts, command, self._scope(), partial(self._heard, machine)
+        )
+        task = self._attempts[key] = self._loop.create_task(attempt.run())
+        task.add_done_callback(partial(self._attempt_ended, key, machine))
 
-        def deliver(arrival: Arrival) -> None:
-            if self._machine is not machine:
-                return  # its segment is over: the same key means another call now
-            if not isinstance(arrival.event, ev.ActivityProgressed):
-                self._attempts.pop(key, None)  # it has its outcome: nothing is in flight any more
+    def _heard(self, machine: Machine | None, arrival: Arrival) -> None:
+        """Take in what an attempt says while it runs."""
+        if self._machine is machine:  # else its segment is over: the key means another call now
             self.deliver(arrival)
 
-        def done(finished: asyncio.Task[None]) -> None:
-            if self._attempts.get(key) is finished:
-                del self._attempts[key]
-            error = None if finished.cancelled() else finished.exception()
+    def _attempt_ended(
+        self, key: str, machine: Machine | None, task: asyncio.Task[Arrival]
+    ) -> None:
+        """Take the outcome in, and step: in this callback where no other attempt is in flight."""
+        if self._attempts.get(key) is task:
+            del self._attempts[key]
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
             if isinstance(error, Exception):
                 self._cannot_go_on(error)
-            elif error is not None:
+            else:
                 self._house.on_broken(error)
-
-        attempt = Attempt(self._house.attempts, command, self._scope(), deliver)
-        task = self._attempts[key] = self._loop.create_task(attempt.run())
-        task.add_done_callback(done)
+            return
+        sync_point("outcome.before_delivery")
+        if self._machine is not machine or self._gone:
+            return
+        self._arrivals.append(task.result())
+        sync_point("outcome.after_delivery")
+        if self._attempts:
+            self.poke()  # others may end in this turn too: all of them are one commit
+        elif not self._scheduled:
+            self._guarded(self._step)
 
     def _cancel(self, command: CancelAttempt) -> None:
         call = command.call

@@ -417,7 +417,7 @@ class Worker:
         batch = bare_append(
             row, batch_id=ids.new_batch_id(), status=status, facts=facts, error=row.error
         )
-        batch.inbox_done.extend(r.row for r in rows)
+        batch.inbox_done = [r.row for r in rows]
         await self._append_alone(batch)
         self._on_status(row.pk, status)
 
