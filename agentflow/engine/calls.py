@@ -106,6 +106,8 @@ class Call:
 
     def let_go(self) -> None:
         """Forget what nobody asks for once code has the result: runs make many calls."""
+        if self.future is not None:
+            self.future.let_go()
         self.future = self.payload = self.activity_call = self.edited = None
 
     @property
@@ -156,6 +158,10 @@ class CallFuture(WorkflowFuture[Any]):
         super().__init__(loop=loop, order=loop.next_future_order())
         self._call = call
         self._drop = drop
+
+    def let_go(self) -> None:
+        """Tell nobody any more."""
+        self._call = self._drop = None
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the wait; the call itself is asked to stop after this drain."""

@@ -398,5 +398,5 @@ async def _attempted(complete: Complete, timeout: timedelta) -> list[Arrival]:
     )
     found: list[Arrival] = []
     scope = RunScope(project="p", run_id="r", run_pk=1, epoch=1, tags=())
-    await Attempt(house, StartAttempt(call, 1, {}), scope, found.append).run()
+    found.append(await Attempt(house, StartAttempt(call, 1, {}), scope, found.append).run())
     return found

@@ -273,7 +273,7 @@ class Driver:
         """Run one attempt."""
         found: list[Arrival] = []
         scope = RunScope(project="p", run_id="r", run_pk=1, epoch=1, tags=())
-        await Attempt(self.house, command, scope, found.append).run()
+        found.append(await Attempt(self.house, command, scope, found.append).run())
         self.driven.ledger += [w.record for a in found for w in a.ledger]
         return found
 

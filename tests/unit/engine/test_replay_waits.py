@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from datetime import timedelta
 from typing import Any
 
@@ -402,6 +404,23 @@ def test_a_task_that_swallows_its_eviction_is_named() -> None:
     bench = Bench(workflow(_swallows))
 
     assert bench.machine.evict() == ("0",)
+
+
+async def _waits_for_all() -> None:
+    await asyncio.gather(ask("in flight"), asyncio.sleep(60), wait_signal("never"))
+
+
+def test_a_run_that_has_left_memory_is_no_garbage() -> None:
+    """Ten thousand runs come and go: a full collection must not be what gives them back."""
+    bench = Bench(workflow(_waits_for_all))
+    gone = weakref.ref(bench.machine)
+    bench.machine.evict()
+    gc.disable()
+    try:
+        del bench.machine
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_time_never_runs_backwards() -> None:
