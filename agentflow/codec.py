@@ -272,10 +272,16 @@ class Encoding:
 
 @dataclass(frozen=True, slots=True)
 class Decoding:
-    """The pydantic context while a value is read."""
+    """The pydantic context while a value is read.
+
+    Attributes:
+        is_kept: Whether what it refers to stays in the store as long as the reader needs it: a run
+            that is alive refers to it too. The result of a run that ended may be pruned.
+    """
 
     codec: Codec
     bodies: Bodies
+    is_kept: bool = True
 
 
 _AS_SHORT_AS_A_DIGEST = 2 * DIGEST_BYTES + 2  # its hexadecimal digits between quotes
@@ -478,8 +484,16 @@ class Codec:
             return self.cipher.open(payload.digest, payload.body)
         return self.get(payload.digest, Decoding(self, bodies))
 
-    def decode(self, payload: Payload, annotation: Any, bodies: Bodies, *, what: str) -> Any:
-        """Return the value of *payload* as *annotation*.
+    def decode(
+        self,
+        payload: Payload,
+        annotation: Any,
+        bodies: Bodies,
+        *,
+        what: str,
+        is_kept: bool = True,
+    ) -> Any:
+        """Return the value of *payload* as *annotation*; see `Decoding` for *is_kept*.
 
         Raises:
             DecodeError: the JSON does not fit the annotation.
@@ -488,7 +502,7 @@ class Codec:
         data = parsed(self.plain(payload, bodies))
         if is_plain(data, annotation):
             return data
-        return from_json(data, annotation, what, Decoding(self, bodies))
+        return from_json(data, annotation, what, Decoding(self, bodies, is_kept))
 
     def scrub(self, plain: bytes) -> bytes:
         """Return *plain* with every known secret value replaced by its name."""

@@ -21,7 +21,8 @@
     │   └── PayloadErased           the body was erased; its digest remains
     ├── HistoryError                a history is not what it must be
     │   ├── CorruptHistoryError     altered row, missing tail, broken link
-    │   └── UnknownEventError       written by a newer version
+    │   ├── UnknownEventError       written by a newer version
+    │   └── HistoryPrunedError      retention took it; the run's row and ledger are left
     ├── ReplayMismatchError         code asked for something other than the history holds
     ├── RunFailedError              result() of a run that failed
     │   └── RunCancelledError       result() of a run that was cancelled
@@ -233,6 +234,13 @@ class CorruptHistoryError(HistoryError):
 
     code = "AF501"
     default_hint = "Run `agentflow verify RUN`; restore the database from a backup."
+
+
+class HistoryPrunedError(HistoryError):
+    """Retention took it; the run's row and its ledger are left."""
+
+    code = "AF503"
+    default_hint = "`agentflow import FILE` brings it back from an archive or an export."
 
 
 class UnknownEventError(HistoryError):

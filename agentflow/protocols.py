@@ -89,6 +89,7 @@ class RunRow:
         kill_count: Number of workers that died in a row while it was running.
         budget: 0 where no budget limits the run; else a number that grows with their news.
         version: Version of the workflow that it is pinned to; ``""`` = none.
+        pruned_at_ms: When its history was pruned; None = it has one. Input and output went with it.
     """
 
     pk: int
@@ -119,6 +120,7 @@ class RunRow:
     version: str = ""
     priority: int = 0
     concurrency_key: str = ""
+    pruned_at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -492,6 +494,8 @@ class RunFilter:
     Attributes:
         limit: Number of runs at most.
         attributes: Attribute values that must be equal.
+        ended_before_ms: They have ended, and before this time.
+        has_history: Leave out those whose history was pruned.
     """
 
     project: str | None = None
@@ -502,6 +506,8 @@ class RunFilter:
     since_ms: int | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
     limit: int = 100
+    ended_before_ms: int | None = None
+    has_history: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -583,7 +589,11 @@ class Store(Protocol):
         ...
 
     async def history(self, run_pk: int, *, whole: bool = False) -> StoredHistory:
-        """Return a run's history for replay, or the whole of it with every body."""
+        """Return a run's history for replay, or the whole of it with every body.
+
+        Raises:
+            HistoryPrunedError: it was pruned.
+        """
         ...
 
     async def events(self, run_pk: int, *, after_seq: int, limit: int = 1000) -> list[AnyEvent]:
@@ -673,6 +683,18 @@ class Store(Protocol):
         Raises:
             UsageError: another run has its id. CorruptHistoryError: its hashes are wrong.
         """
+        ...
+
+    # -- retention
+    async def prune(self, run_pks: Sequence[int]) -> int:
+        """Forget the histories of runs that ended an hour ago or earlier; return how many.
+
+        Their rows, tags and ledgers stay; `import_run` of an export brings a history back.
+        """
+        ...
+
+    async def sweep(self, cipher: Cipher) -> int:
+        """Delete the bodies and message nodes that nothing refers to; return how many."""
         ...
 
     async def checkup(self) -> Checkup:

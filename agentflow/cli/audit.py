@@ -110,21 +110,34 @@ async def _export(where: Where, run_id: str) -> list[dict[str, Any]]:
 @click.argument("file", metavar="FILE")
 @where_options
 def import_command(*, file: str, where: Where, as_json: bool) -> None:
-    """Read a run that was exported.
+    """Read runs that were exported, or archived by `agentflow prune`.
 
-    FILE is what `agentflow export` wrote, - for stdin. The hash chain is checked first. A run that
-    has not ended stands still here until it gets a message, such as `agentflow unpause`.
+    FILE is what these wrote, - for stdin. The hash chain is checked first. A run that has not ended
+    stands still here until it gets a message, such as `agentflow unpause`; one that was pruned here
+    has its history again.
     """
-    row = asyncio.run(_import(where, read_lines(file)))
+    rows = asyncio.run(_import(where, read_lines(file)))
+    if as_json and len(rows) == 1:
+        write_run(run_json(rows[0]))
+        return
     if as_json:
-        write_run(run_json(row))
-    else:
+        write_items([run_json(row) for row in rows])
+        return
+    for row in rows:
         click.echo(f"{row.id}  {row.status}  {row.next_seq - 1} events")
 
 
-async def _import(where: Where, lines: list[dict[str, Any]]) -> RunRow:
+async def _import(where: Where, lines: list[dict[str, Any]]) -> list[RunRow]:
     async with session.writing(where) as client:
-        return await client.store.import_run(lines)
+        return [await client.store.import_run(run) for run in split(lines)]
+
+
+def split(lines: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the lines of each run: the one of the table ``runs`` is its first."""
+    heads = [i for i, line in enumerate(lines) if line.get("table") == "runs"]
+    if not heads or heads[0]:
+        return [lines]
+    return [lines[i:j] for i, j in zip(heads, [*heads[1:], len(lines)], strict=True)]
 
 
 def read_lines(file: str) -> list[dict[str, Any]]:

@@ -60,7 +60,11 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "adjust": ("adjust", "Book an amount that was learned later: a credit, a settled doubt."),
         "export": ("audit", "Write a run with its whole history as JSONL."),
-        "import": ("audit", "Read a run that was exported."),
+        "import": ("audit", "Read runs that were exported, or archived by `agentflow prune`."),
+        "prune": (
+            "prune",
+            "Forget the histories of runs that ended; their rows, tags and ledgers stay.",
+        ),
         "doctor": ("doctor", "Check the database and this installation."),
     },
     "Other": {

@@ -200,6 +200,7 @@ def run_json(row: RunRow) -> dict[str, Any]:
         "created_at": iso(row.created_at_ms),
         "updated_at": iso(row.updated_at_ms),
         "ended_at": iso(row.ended_at_ms),
+        "pruned_at": iso(row.pruned_at_ms),
         "wakes_at": iso(row.wake_at_ms) if row.wake_at_ms and row.status not in ENDED else None,
         "events": row.next_seq - 1,
         "kill_count": row.kill_count,

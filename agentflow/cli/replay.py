@@ -114,7 +114,12 @@ async def _replay(
             return [await _verdict(client, row)], False
         limit = wanted.limit - 1
         rows = await client.store.list_runs(
-            RunFilter(project=client.project, since_ms=wanted.since_ms, limit=wanted.limit)
+            RunFilter(
+                project=client.project,
+                since_ms=wanted.since_ms,
+                limit=wanted.limit,
+                has_history=True,
+            )
         )
         return [await _verdict(client, row) for row in rows[:limit]], len(rows) > limit
 

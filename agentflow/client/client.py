@@ -150,6 +150,8 @@ class Client(Operator):
         if row.workflow != workflow.name:
             msg = f"run {row.id!r} is a run of {row.workflow!r}, not of {workflow.name!r}"
             raise InputMismatchError(msg)
+        if row.pruned_at_ms is not None:
+            return  # its input is gone too: the id is all that is left to compare
         if row.input is None or row.input.digest != digest:
             was = self._shown(row)
             msg = f"run {row.id!r} was started with other input: {was}"

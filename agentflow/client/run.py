@@ -17,6 +17,7 @@ from agentflow.engine.context import RandomStream, RunInfo
 from agentflow.engine.definitions import REGISTRY, Registry
 from agentflow.engine.rehearsal import Rehearsal, rehearse
 from agentflow.errors import (
+    HistoryPrunedError,
     NotFoundError,
     RunCancelledError,
     RunEndedError,
@@ -166,12 +167,15 @@ class Run(Generic[R]):
 
     async def _outcome(self, row: RunRow) -> Any:
         codec, store = self._seams.codec, self._seams.store
+        if row.pruned_at_ms is not None and row.status != "cancelled":
+            msg = f"run {self.id} {row.status}; its result was pruned with its history"
+            raise HistoryPrunedError(msg)
         if row.status == "completed":
             if row.output is None:
                 return None
             known = self._seams.registry.workflows.get(row.workflow)
             returns = known.returns if known is not None else Any
-            return codec.decode(row.output, returns, store, what="run result")
+            return codec.decode(row.output, returns, store, what="run result", is_kept=False)
         if row.status == "cancelled":
             msg = f"run {self.id} was cancelled"
             raise RunCancelledError(msg)

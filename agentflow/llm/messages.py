@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, Self, overload
@@ -121,10 +122,17 @@ def _parts(parts: Iterable[str | Part]) -> tuple[Part, ...]:
     return tuple(TextPart(text=p) if isinstance(p, str) else p for p in parts)
 
 
-class _Link:
-    """One message and its past; written at most once per codec (that is, per store)."""
+# A message that was written is not written again for so long; after that it might have been pruned
+# with the run that had it (storage/prune.py).
+STORED_SECONDS = 600.0
 
-    __slots__ = ("__weakref__", "_codec", "depth", "message", "node", "parent", "sealed", "stored")
+
+class _Link:
+    """One message and its past; seldom written more than once per codec (that is, per store)."""
+
+    __slots__ = (
+        "__weakref__", "_codec", "depth", "message", "node", "parent", "sealed", "stored_until",
+    )  # fmt: skip
 
     def __init__(self, parent: _Link | None, message: Message) -> None:
         self.parent = parent
@@ -133,7 +141,7 @@ class _Link:
         self._codec: Codec | None = None
         self.node: MessageNode | None = None
         self.sealed = b""
-        self.stored = False
+        self.stored_until = 0.0
 
     def known(self, codec: Codec) -> MessageNode | None:
         """Return the node under *codec*, if it was made."""
@@ -144,11 +152,11 @@ class _Link:
         plain = codec.scrub(canonical(adapter(Message).dump_python(self.message, mode="json")))
         digest = codec.cipher.digest(plain)
         self.sealed = codec.cipher.seal(digest, plain)
-        return self.adopt(codec, node_of(parent.id if parent else None, digest), stored=False)
+        return self.adopt(codec, node_of(parent.id if parent else None, digest), 0.0)
 
-    def adopt(self, codec: Codec, node: MessageNode, *, stored: bool) -> MessageNode:
-        """Remember *node* as this link's."""
-        self._codec, self.node, self.stored = codec, node, stored
+    def adopt(self, codec: Codec, node: MessageNode, stored_until: float) -> MessageNode:
+        """Remember *node* as this link's, which the store is sure to have until a time."""
+        self._codec, self.node, self.stored_until = codec, node, stored_until
         _links(codec)[node.id] = self
         return node
 
@@ -331,13 +339,15 @@ class Messages:
 def _write(head: _Link, context: Encoding) -> MessageNode:
     codec, parts = context.codec, context.parts
     fresh: list[_Link] = []
+    now = time.monotonic()
     link: _Link | None = head
-    while link is not None and not (link.known(codec) and link.stored):
+    while link is not None and not (link.known(codec) and link.stored_until > now):
         fresh.append(link)
         link = link.parent
     node = link.known(codec) if link else None
     for one in reversed(fresh):
-        node = one.known(codec) or one.make(codec, node)
+        known = one.known(codec) if one.sealed else None
+        node = known or one.make(codec, node)
         parts.nodes[node.id] = node
         parts.bodies[node.digest] = one.sealed
         parts.on_commit.append(_marker(one))
@@ -348,7 +358,7 @@ def _write(head: _Link, context: Encoding) -> MessageNode:
 
 def _marker(link: _Link) -> Callable[[], None]:
     def mark() -> None:
-        link.stored = True
+        link.stored_until = time.monotonic() + STORED_SECONDS
         link.sealed = b""
 
     return mark
@@ -374,6 +384,7 @@ def _read(head: bytes, count: int, context: Decoding) -> _Link:
     """Return the link of *head*, with at least *count* messages reachable from it."""
     codec = context.codec
     known = _links(codec)
+    stored_until = time.monotonic() + STORED_SECONDS if context.is_kept else 0.0
     found = known.get(head)
     if found is not None and found.depth >= count:
         return found
@@ -385,7 +396,7 @@ def _read(head: bytes, count: int, context: Decoding) -> _Link:
             continue
         plain = codec.cipher.open(node.digest, sealed)
         made = _Link(link, adapter(Message).validate_python(json.loads(plain)))
-        made.adopt(codec, node, stored=True)
+        made.adopt(codec, node, stored_until)
         link = made
     assert link is not None  # noqa: S101 -- chain() raises where nodes are missing
     return link

@@ -26,7 +26,7 @@ EVENTS = Hot(
 RUN = Hot(
     lambda _: select(
         runs.c.workflow, runs.c.status, runs.c.next_seq, runs.c.applied_seq, runs.c.segment_seq,
-        runs.c.updated_at_ms, runs.c.chain_hash, runs.c.output_seq,
+        runs.c.updated_at_ms, runs.c.chain_hash, runs.c.output_seq, runs.c.pruned_at_ms,
     ).where(runs.c.pk == bindparam("pk_")),
     "pk_",
 )  # fmt: skip
@@ -84,15 +84,20 @@ def verify(tx: Tx, run_pk: int, cipher: Cipher) -> list[str]:
         msg = f"there is no run with the number {run_pk}"
         raise NotFoundError(msg)
     run = found[0]
+    sums = [
+        f"attempt {n} ({key}): its cost lines are not its amount"
+        for n, key in tx.rows(MISSUMMED, run_pk)
+    ]
+    if run[8] is not None:
+        return sums  # its history was pruned: the ledger is all that is left
     links = chained(tx.rows(EVENTS, run_pk))
-    wrong_sums = tx.rows(MISSUMMED, run_pk)
     return [
         *missing(links, run[2]),
         *broken(links, run[2], run[6]),
         *odd_rows(links),
         *odd_run(links, run),
         *altered_bodies(tx, links, cipher),
-        *(f"attempt {n} ({key}): its cost lines are not its amount" for n, key in wrong_sums),
+        *sums,
     ]
 
 
@@ -162,7 +167,7 @@ def odd_rows(links: Sequence[Link]) -> Iterator[str]:
 
 def odd_run(links: Sequence[Link], run: Row) -> Iterator[str]:
     """Report columns of the run's row that its events contradict."""
-    workflow, status, next_seq, applied_seq, segment_seq, updated_at_ms, _, output_seq = run
+    workflow, status, next_seq, applied_seq, segment_seq, updated_at_ms, _, output_seq, _ = run
     if not links:
         return
     kinds = {link.seq: link.row[2] for link in links}

@@ -124,6 +124,10 @@ class Dialect(Protocol):
         """Return that line of the process that holds the lock; "" if nobody does."""
         ...
 
+    def hold_off(self, cursor: Cursor, tables: Sequence[Table]) -> None:
+        """Let nobody else write to *tables* until this transaction ends; what it sees is all."""
+        ...
+
     def became_owner(self, cursor: Cursor) -> None:
         """Set the writer's connection up as the owner's (called in the writer thread)."""
         ...

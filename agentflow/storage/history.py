@@ -7,7 +7,12 @@ from collections.abc import Iterable, Sequence
 from sqlalchemy import bindparam, or_, select
 
 from agentflow.codec import Payload
-from agentflow.errors import CorruptHistoryError, NotFoundError, UnknownEventError
+from agentflow.errors import (
+    CorruptHistoryError,
+    HistoryPrunedError,
+    NotFoundError,
+    UnknownEventError,
+)
 from agentflow.history.events import AnyEvent, event_from
 from agentflow.protocols import StoredHistory
 from agentflow.storage.payloads import read_bodies
@@ -19,7 +24,7 @@ COLUMNS = (
     events.c.data, events.c.body,
 )  # fmt: skip
 RUN = Hot(
-    lambda _: select(runs.c.id, runs.c.next_seq, runs.c.segment_seq).where(
+    lambda _: select(runs.c.id, runs.c.next_seq, runs.c.segment_seq, runs.c.pruned_at_ms).where(
         runs.c.pk == bindparam("pk_")
     ),
     "pk_",
@@ -59,12 +64,15 @@ def read(tx: Tx, run_pk: int, *, whole: bool = False) -> StoredHistory:
     Raises:
         CorruptHistoryError: an event is missing or no JSON; the message names it.
         UnknownEventError: a newer agentflow wrote it.
+        HistoryPrunedError: it was pruned.
     """
     found = tx.rows(RUN, run_pk)
     if not found:
         msg = f"there is no run with the number {run_pk}"
         raise NotFoundError(msg)
-    run_id, next_seq, segment_seq = found[0]
+    run_id, next_seq, segment_seq, pruned_at_ms = found[0]
+    if pruned_at_ms is not None:
+        raise HistoryPrunedError(f"the history of run {run_id} was pruned")
     start = 1 if whole else segment_seq
     rows = tx.rows(SEGMENT, run_pk, start)
     check_gapless(run_id, [row[1] for row in rows], start, next_seq)

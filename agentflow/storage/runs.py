@@ -32,10 +32,10 @@ ROW_COLUMNS = (
     first.c.data.label("input"), first.c.body.label("input_body"),
     last.c.data.label("output"), last.c.body.label("output_body"),
     parents.c.id.label("parent_id"), runs.c.parent_key, runs.c.budget, runs.c.version,
-    runs.c.priority, runs.c.lane,
+    runs.c.priority, runs.c.lane, runs.c.pruned_at_ms,
 )  # fmt: skip
 ROWS: Select[tuple[object, ...]] = select(*ROW_COLUMNS).select_from(
-    runs.join(first, (first.c.run_pk == runs.c.pk) & (first.c.seq == const(1)))
+    runs.outerjoin(first, (first.c.run_pk == runs.c.pk) & (first.c.seq == const(1)))
     .outerjoin(last, (last.c.run_pk == runs.c.pk) & (last.c.seq == runs.c.output_seq))
     .outerjoin(parents, parents.c.pk == runs.c.parent_pk)
 )
@@ -131,6 +131,7 @@ def run_row(row: Row) -> RunRow:
         version=row[27],
         priority=row[28],
         concurrency_key=queues.key_of(row[29]),
+        pruned_at_ms=row[30],
     )
 
 
@@ -246,6 +247,7 @@ def new_row(run: NewRun, writer: Writer, budget: int) -> Row:
         parent_pk, parent_key, run.on_parent_end, budget,
         getattr(run.started, "workflow_version", ""),
         run.priority, queues.lane_of(run.project, run.concurrency_key),
+        None,
     )  # fmt: skip
 
 
@@ -342,6 +344,10 @@ def conditions(tx: Tx, wanted: RunFilter) -> list[ColumnElement[bool]]:
         )
     if wanted.since_ms is not None:
         where.append(runs.c.created_at_ms >= wanted.since_ms)
+    if wanted.ended_before_ms is not None:
+        where.append(runs.c.ended_at_ms < wanted.ended_before_ms)
+    if wanted.has_history:
+        where.append(runs.c.pruned_at_ms.is_(None))
     where += [tx.dialect.has_attribute(k, v) for k, v in wanted.attributes.items()]
     return where
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
 # Partial indexes name the option of SQLite only: for another, SQLAlchemy would load the dialect of
 # PostgreSQL (20 ms) just to check the name.
 # A dialect for it copies these conditions.
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 
 METADATA = MetaData()
 Number = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER can be SQLite's rowid
@@ -75,6 +75,7 @@ runs = Table(
     Column("priority", Integer, nullable=False, server_default="0"),
     # concurrency key with its project, see queues.py; empty = none
     Column("lane", Text, nullable=False, server_default=""),
+    Column("pruned_at_ms", Number),  # since then only this row, its tags and its ledger are left
     UniqueConstraint("project", "id"),
 )
 Index(

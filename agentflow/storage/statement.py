@@ -78,6 +78,10 @@ class Speaker(Protocol):
         """Return the condition that a run's attribute *name* equals *value*."""
         ...
 
+    def hold_off(self, cursor: Cursor, tables: Sequence[Table]) -> None:
+        """Let nobody else write to *tables* until this transaction ends; what it sees is all."""
+        ...
+
     def facts(self, conn: Connection) -> dict[str, Any]:
         """Return what `doctor` should know of this database."""
         ...

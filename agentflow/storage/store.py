@@ -53,6 +53,7 @@ from agentflow.storage import (
     leases,
     ledger,
     payloads,
+    prune,
     queues,
     runs,
     stream,
@@ -83,6 +84,8 @@ PUBLISH = each(stream.publish)
 IMPORT = each(transfer.import_)
 ADJUST = each(adjust.adjust)
 BOOK = each(adjust.book)
+DROP = each(prune.drop)
+SWEEP = each(prune.sweep)
 
 
 class SqlStore:
@@ -319,6 +322,25 @@ class SqlStore:
     async def import_run(self, lines: Sequence[dict[str, Any]]) -> RunRow:
         """Insert an exported run; one that has not ended waits for a message."""
         return await self._db.write(IMPORT, lines)
+
+    # -- retention
+
+    async def prune(self, run_pks: Sequence[int]) -> int:
+        """Forget the histories of runs that ended; return the number of those that had one."""
+        done = 0
+        for at in range(0, len(run_pks), prune.DROP_AT_ONCE):
+            done += await self._db.write(DROP, run_pks[at : at + prune.DROP_AT_ONCE])
+        return done
+
+    async def sweep(self, cipher: Cipher) -> int:
+        """Delete the bodies and message nodes that nothing refers to; return how many."""
+        known = await self._db.read(lambda tx: prune.live(tx, cipher))
+        doomed = await self._db.read(lambda tx: prune.unreferred(tx, known))
+        done = 0
+        for at in range(0, len(doomed), prune.SWEEP_AT_ONCE):
+            some = doomed[at : at + prune.SWEEP_AT_ONCE]
+            done += await self._db.write(SWEEP, prune.Sweeping(known, some, cipher))
+        return done
 
     async def checkup(self) -> Checkup:
         """Return facts about the database, and what is wrong with it."""

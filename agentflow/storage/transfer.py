@@ -15,7 +15,12 @@ from typing import Any
 from sqlalchemy import LargeBinary, Table, select
 
 from agentflow.codec import Cipher
-from agentflow.errors import CorruptHistoryError, NotFoundError, UsageError
+from agentflow.errors import (
+    CorruptHistoryError,
+    HistoryPrunedError,
+    NotFoundError,
+    UsageError,
+)
 from agentflow.protocols import RunRow
 from agentflow.storage import audit
 from agentflow.storage.payloads import BODIES, INSERT_BODY, INSERT_NODE, payload_of
@@ -35,6 +40,7 @@ from agentflow.storage.schema import (
 from agentflow.storage.statement import ByKeys, Tx
 
 EXPORT_FORMAT = 1
+PRUNED = (events, inbox, approvals)  # what retention takes; see prune.py
 OF_RUN = (events, inbox, approvals, attempts, attempt_details, cost_lines, run_tags)
 NODES = ByKeys(
     lambda keys: select(nodes.c.id, nodes.c.parent, nodes.c.digest).where(nodes.c.id.in_(keys))
@@ -86,6 +92,8 @@ def export(tx: Tx, run_pk: int, cipher: Cipher) -> list[Line]:
     if run is None:
         msg = f"there is no run with the number {run_pk}"
         raise NotFoundError(msg)
+    if run["pruned_at_ms"] is not None:
+        raise HistoryPrunedError(f"the history of run {run['id']} was pruned")
     parent = select(runs.c.id).where(runs.c.pk == run["parent_pk"])
     head = to_line(runs, run, LOCAL)
     head["format"], head["parent_id"] = EXPORT_FORMAT, tx.conn.execute(parent).scalar()
@@ -145,30 +153,40 @@ def import_(tx: Tx, lines: Sequence[Line]) -> RunRow:
         CorruptHistoryError: its hashes do not follow from its rows.
     """
     head, rest = checked(lines)
-    same = select(runs.c.pk, runs.c.chain_hash).where(
+    same = select(runs.c.pk, runs.c.chain_hash, runs.c.pruned_at_ms).where(
         runs.c.project == head["project"], runs.c.id == head["id"]
     )
     existing = tx.conn.execute(same).first()
     if existing is not None:
-        if existing.chain_hash == head["chain_hash"]:
-            return rows_by_pk(tx, [existing.pk])[0]
-        msg = f"another run {head['id']} is in project {head['project']!r}"
-        raise UsageError(msg)
+        if existing.chain_hash != head["chain_hash"]:
+            msg = f"another run {head['id']} is in project {head['project']!r}"
+            raise UsageError(msg)
+        if existing.pruned_at_ms is not None:
+            tx.conn.execute(runs.update().where(runs.c.pk == existing.pk).values(pruned_at_ms=None))
+            insert(tx, existing.pk, rest, PRUNED)
+        return rows_by_pk(tx, [existing.pk])[0]
     (run_pk,) = tx.dialect.new_run_pks(tx, 1)
     mother = select(runs.c.pk).where(
         runs.c.project == head["project"], runs.c.id == lines[0].get("parent_id")
     )
     here = {"pk": run_pk, "epoch": 0, "parent_pk": tx.conn.execute(mother).scalar()}
     tx.conn.execute(runs.insert().values(**head, **here))
-    for table in OF_RUN:
+    insert(tx, run_pk, rest, OF_RUN)
+    tx.news = True
+    return rows_by_pk(tx, [run_pk])[0]
+
+
+def insert(
+    tx: Tx, run_pk: int, rest: Mapping[str, Sequence[Line]], tables: Sequence[Table]
+) -> None:
+    """Insert the rows of *tables*, and the bodies and nodes."""
+    for table in tables:
         rows = [{**from_line(table, line), "run_pk": run_pk} for line in rest.get(table.name, ())]
         if rows:
             tx.conn.execute(table.insert(), rows)
     for table, hot in ((bodies, INSERT_BODY), (nodes, INSERT_NODE)):
         found = [from_line(table, line) for line in rest.get(table.name, ())]
         tx.many(hot, [tuple(row[c] for c in hot.names) for row in found])
-    tx.news = True
-    return rows_by_pk(tx, [run_pk])[0]
 
 
 def checked(lines: Sequence[Line]) -> tuple[Line, dict[str, list[Line]]]:

@@ -15,10 +15,12 @@ from typing import Any
 from click.testing import CliRunner
 
 from agentflow.cli.main import cli
+from agentflow.cli.target import load_module
 from agentflow.settings import environment_with
 
 FLOWS = Path(__file__).with_name("cli_flows.py")
 ROOT = Path(__file__).resolve().parents[2]
+load_module(str(FLOWS))  # before any test: what a test registers is forgotten after it
 PATIENCE_SECONDS = 60.0  # generous: a machine under load imports slowly
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from agentflow.protocols import Store
 from agentflow.storage import SqlStore
+from agentflow.testing.retention_conformance import RetentionConformance
 from agentflow.testing.store_conformance import StoppedClock, StoreConformance
 
 
-class TestSqliteFile(StoreConformance):
+class TestSqliteFile(StoreConformance, RetentionConformance):
     """A file, one per test."""
 
     def make_store(self, directory: Path, clock: StoppedClock) -> Store:
@@ -17,7 +18,7 @@ class TestSqliteFile(StoreConformance):
         return SqlStore.sqlite(f"sqlite:///{directory}/a.db", durability="process", clock=clock)
 
 
-class TestSqliteMemory(StoreConformance):
+class TestSqliteMemory(StoreConformance, RetentionConformance):
     """Memory: one connection for all."""
 
     def make_store(self, directory: Path, clock: StoppedClock) -> Store:

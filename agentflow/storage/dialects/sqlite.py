@@ -265,6 +265,9 @@ class SqliteDialect:
         except OSError:
             return []
 
+    def hold_off(self, cursor: Cursor, tables: Sequence[Table]) -> None:
+        """Do nothing: a transaction that writes is alone in the file."""
+
     def became_owner(self, cursor: Cursor) -> None:
         """Let the writer's connection checkpoint: it is the only one that does."""
         cursor.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection, func, insert, inspect, select
 
 from agentflow.errors import SchemaVersionError
-from agentflow.storage.migrations import v2, v3, v4, v5, v6
+from agentflow.storage.migrations import v2, v3, v4, v5, v6, v7
 from agentflow.storage.schema import METADATA, SCHEMA_VERSION, schema_table
 from agentflow.storage.views import VIEWS
 
@@ -22,6 +22,7 @@ STEPS: dict[int, Step] = {
     4: v4.step,
     5: v5.step,
     6: v6.step,
+    7: v7.step,
 }  # by the version that a step leads to
 
 

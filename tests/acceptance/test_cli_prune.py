@@ -1,0 +1,70 @@
+"""`prune`: what one keeps, for how long, and how it comes back."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tests.acceptance.cli_driver import call, flow
+
+pytestmark = pytest.mark.usefixtures("here")
+TWO_DAYS_MS = 2 * 86_400_000
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one's own, with its own database."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ended_long_ago(*ids: str) -> None:
+    """Let runs have ended two days before they did."""
+    with sqlite3.connect("agentflow.db") as db:
+        for id_ in ids:
+            db.execute(
+                "UPDATE runs SET ended_at_ms = ended_at_ms - ? WHERE id = ?", (TWO_DAYS_MS, id_)
+            )
+    db.close()
+
+
+def test_old_histories_go_into_an_archive_and_come_back() -> None:
+    """Old ones only; the cost is as before; `import` restores result and history."""
+    for id_ in ("old-run-1", "old-run-2", "new-run-1"):
+        assert call("run", flow("cli_pages"), "2", id_, "--id", id_).code == 0
+    ended_long_ago("old-run-1", "old-run-2")
+    shown = call("show", "old-run-1", "--events", "--json").json["run"]
+    tried = call("prune", "--older-than", "1d", "--dry-run", "--json").json
+    done = call("prune", "--older-than", "1d", "--archive", "old.jsonl")
+
+    assert (tried["runs"], tried["ids"]) == (2, ["old-run-2", "old-run-1"])
+    assert done.code == 0, done.err
+    assert done.err.startswith("2 histories pruned, ")
+    left = {run["id"]: run for run in call("list", "--json").json["items"]}
+    assert [left[i]["pruned_at"] is None for i in sorted(left)] == [True, False, False]
+    assert left["old-run-1"]["status"] == "completed"
+    assert call("verify", "--all").code == 0
+    assert call("show", "new-run-1", "--events").code == 0
+    refused = call("show", "old-run-1", "--events")
+    assert (refused.code, refused.err[:12]) == (8, "error AF503:")
+
+    assert call("import", "old.jsonl").code == 0
+    assert call("show", "old-run-1", "--events", "--json").json["run"] == shown
+    assert call("doctor", "--json").json["database"]["orphaned_bodies"] == 0
+
+
+def test_prune_says_what_is_wrong(here: Path) -> None:
+    """Too young, an archive that exists, nothing to do."""
+    call("run", flow("cli_pages"), "1", "--id", "run-1")
+    (here / "there.jsonl").write_text("")
+    young = call("prune", "--older-than", "10m")
+    there = call("prune", "--older-than", "1d", "--archive", "there.jsonl")
+
+    assert (young.code, young.err.splitlines()[0]) == (
+        2, "error AF200: a history is kept for an hour at least"
+    )  # fmt: skip
+    assert (there.code, there.err.splitlines()[0]) == (2, "error AF200: there.jsonl exists")
+    assert call("prune", "--older-than", "1d").err.startswith("0 histories pruned")
+    assert call("show", "run-1", "--events").code == 0
