@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Select, bindparam, delete, select
 
 from agentflow.codec import Cipher
+from agentflow.dataclass import dataclass
 from agentflow.protocols import ENDED
 from agentflow.storage.payloads import BODIES, payload_of
 from agentflow.storage.schema import (
