@@ -8,12 +8,13 @@ import pytest
 
 from agentflow.protocols import Store
 from agentflow.storage.store import SqlStore
+from agentflow.testing.retention_conformance import RetentionConformance
 from agentflow.testing.store_conformance import StoppedClock, StoreConformance
 
 pytestmark = pytest.mark.postgres
 
 
-class TestPostgres(StoreConformance):
+class TestPostgres(StoreConformance, RetentionConformance):
     """A database, one per test."""
 
     @pytest.fixture(autouse=True)

@@ -384,6 +384,11 @@ class PostgresDialect:
         """Return "": nobody owns the database."""
         return ""
 
+    def hold_off(self, cursor: Any, tables: Sequence[Table]) -> None:
+        """Wait for those who write to *tables*, and keep others from it; reading goes on."""
+        names = ", ".join(f'"{table.name}"' for table in tables)
+        cursor.execute(f"LOCK TABLE {names} IN SHARE ROW EXCLUSIVE MODE")
+
     def became_owner(self, cursor: Any) -> None:
         """Do nothing: nothing is owned."""
 
