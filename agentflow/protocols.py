@@ -330,7 +330,8 @@ class Appended:
         refused: Guard's name by call key: ``pause``, ``cancel``, ``approval``, ``budget`` (code
             must see it), ``budget_wait`` (until there is room), ``bound`` (work it out first).
         details: Why, in words, by call key, where a budget refused.
-        marks: Soft marks that were just passed: (budget, percent).
+        marks: Soft marks that were just passed, (budget, percent): each has its event, written
+            behind the starts, or before the event that ends the run.
         budget: The run's `budget`.
         released: Whether the run has no owner any more.
         inbox_first: A terminal append was put off because messages wait: record them first.

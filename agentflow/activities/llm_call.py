@@ -180,6 +180,14 @@ def cache_key(request: ModelRequest, label: str) -> str:
     return hashlib.sha256(plain).hexdigest()[:_KEY_CHARS]
 
 
+def _usage_of(data: Mapping[str, Any]) -> Usage | None:
+    """Return the usage of an answer that is a failure, as its adapter read it, or None."""
+    told = data.get("normal_usage")
+    if not isinstance(told, dict):
+        return None
+    return Usage(**{**told, "iterations": tuple(told.get("iterations") or ())})
+
+
 class _Attempt:
     """What the ledger is told of one attempt."""
 
@@ -251,18 +259,24 @@ class _Attempt:
         cancelled = isinstance(error, asyncio.CancelledError)
         data: dict[str, Any] = error.data if isinstance(error, ProviderError) else {}
         raw_usage = data.get("usage")
+        usage = _usage_of(data)
         line = (str(error).splitlines() or [""])[0]
         self._ctx.record(
             AttemptRecord(
                 kind="model",
                 name=self._ctx.label,
                 model_asked=self._request.model,
+                model_served=data.get("model"),
                 status=self._status_of_failure(error),
-                priced=self._price_of_failure(error),
+                priced=self._price_of_failure(error, usage),
+                usage=usage,
                 raw_usage=dict(raw_usage) if isinstance(raw_usage, dict) else {},
                 request_id=error.request_id if isinstance(error, ProviderError) else None,
-                response_id=self._ref,
+                response_id=self._ref or data.get("response_id"),
+                tier=data.get("service_tier"),
                 latency_ms=self._latency_ms(),
+                context=dict(data.get("context") or {}),
+                priced_at_ms=None if usage is None else to_ms(self._at),
                 error="" if cancelled else f"{type(error).__name__}: {line}",
             )
         )
@@ -289,9 +303,13 @@ class _Attempt:
             reason = f"the price book failed: {type(error).__name__}: {error}"
             return Priced(status="unknown_usage" if usage is None else "unpriced", reason=reason)
 
-    def _price_of_failure(self, error: BaseException) -> Priced:
+    def _price_of_failure(self, error: BaseException, usage: Usage | None) -> Priced:
         if isinstance(error, UsageError):
             return Priced(status="not_billed", reason="nothing was sent")
+        if usage is not None and isinstance(error, ProviderError):  # a failure that is billed
+            data: dict[str, Any] = error.data
+            model = str(data.get("model") or self._request.model)
+            return self._price(usage, model, data.get("service_tier"), data.get("context"))
         fetching = self._ctx.previous_ref is not None  # what was asked for is billed, if anything
         if isinstance(error, ProviderError) and not (error.in_flight or fetching):
             if not error.sent:

@@ -143,6 +143,8 @@ def notes(one: Budget) -> str:
         found.append(f"{_dollars(one.doubtful_pico_usd)} of it doubtful")
     if one.over_pico_usd:
         found.append(f"{_dollars(one.over_pico_usd)} billed beyond the bound")
+    if one.over_tokens:
+        found.append(f"{one.over_tokens:,} tokens beyond the bound")
     return ", ".join(found)
 
 
@@ -164,6 +166,7 @@ def budget_json(one: Budget) -> Mapping[str, Any]:
         "limit_tokens": one.limit_tokens,
         "spent_tokens": one.spent_tokens,
         "reserved_tokens": one.reserved_tokens,
+        "over_tokens": one.over_tokens,
         "on_exhausted": one.on_exhausted,
         "marked_percent": one.marked_percent,
     }

@@ -283,8 +283,13 @@ class Machine:
         granted: Mapping[str, dict[str, Any]],
         refused: Mapping[str, str],
         details: Mapping[str, str] = MappingProxyType({}),
+        *,
+        marks: int = 0,
     ) -> list[Command]:
-        """Take note of a commit; return what may be done now."""
+        """Take note of a commit; return what may be done now.
+
+        *marks* is the number of events that the store wrote by itself behind the starts.
+        """
         for mark in batch.parts.on_commit:
             mark()
         commands = list(batch.commands)
@@ -297,6 +302,7 @@ class Machine:
                 commands.append(StartAttempt(call, call.attempt, granted[call.key]))
             else:
                 self._refuse(call, refused.get(call.key, "unknown"), details.get(call.key, ""))
+        self.next_seq += marks
         if self.parking is None:
             self.applied_seq = self.next_seq - 1
         return commands
@@ -324,11 +330,6 @@ class Machine:
         """Let calls that wait for room in a budget ask again, *most* of them, in turn."""
         for key in list(self._held)[:most]:
             self._to_start[key] = self._held.pop(key)[0]
-
-    def marked(self, budget: str, share_percent: int) -> None:
-        """Record, with the next activation, that a soft mark of a budget was passed."""
-        mark = ev.BudgetMarked(budget=budget, share_percent=share_percent)
-        self._late.append(Arrival(event=mark))
 
     # --- one event --------------------------------------------------------------------------
 

@@ -230,7 +230,7 @@ class Audit:
     def _check_price(self, row: LedgerRow) -> None:
         """Price the usage again, where today's book is the version that was used."""
         record = row.record
-        if record.status != "ok" or record.priced.status not in _BILLED:
+        if record.usage is None or record.priced.status not in _BILLED:
             return
         if record.priced_at_ms is None:
             self.skipped["not priced again: when it was priced was not kept"] += 1

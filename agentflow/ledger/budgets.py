@@ -114,6 +114,7 @@ class Budget:
         reserved_tokens: The same in tokens.
         doubtful_pico_usd: Of what is spent: bounds of calls of which nobody knows the cost.
         over_pico_usd: What providers billed beyond the bound of the call.
+        over_tokens: The same in tokens.
         on_exhausted: What happens to a call that does not fit.
         marked_percent: The highest soft mark that was passed: 0, 50, 80 or 100.
     """
@@ -129,6 +130,7 @@ class Budget:
     reserved_tokens: int
     doubtful_pico_usd: int
     over_pico_usd: int
+    over_tokens: int
     on_exhausted: OnExhausted
     marked_percent: int
 
@@ -253,6 +255,7 @@ class Account:
     reserved_tokens: int = 0
     doubtful_pico_usd: int = 0
     over_pico_usd: int = 0
+    over_tokens: int = 0
     on_exhausted: OnExhausted = "pause"
     marked_percent: int = 0
     waiters: int = 0
@@ -296,13 +299,15 @@ class Account:
     def settle(self, held: Amount, actual: Actual) -> None:
         """Turn what was held into what was spent; what is unknown is spent in full."""
         cost = held.pico_usd if actual.pico_usd is None else actual.pico_usd
+        tokens = held.tokens if actual.tokens is None else actual.tokens
         self._add(
             reserved_pico_usd=-held.pico_usd,
             reserved_tokens=-held.tokens,
             spent_pico_usd=cost,
-            spent_tokens=held.tokens if actual.tokens is None else actual.tokens,
+            spent_tokens=tokens,
             doubtful_pico_usd=held.pico_usd if actual.pico_usd is None else 0,
             over_pico_usd=max(0, cost - held.pico_usd),
+            over_tokens=max(0, tokens - held.tokens),
         )
         self.freed = True
 
@@ -313,6 +318,7 @@ class Account:
             spent_tokens=0 if actual.tokens is None else actual.tokens - doubtful.tokens,
             doubtful_pico_usd=-doubtful.pico_usd,
             over_pico_usd=max(0, (actual.pico_usd or 0) - doubtful.pico_usd),
+            over_tokens=max(0, (actual.tokens or 0) - doubtful.tokens),
         )
         self.freed = True
 
@@ -323,6 +329,7 @@ class Account:
             spent_pico_usd=cost,
             spent_tokens=actual.tokens or 0,
             over_pico_usd=max(0, cost) if is_over else 0,
+            over_tokens=(actual.tokens or 0) if is_over else 0,
         )
         self.freed = self.freed or cost < 0
 

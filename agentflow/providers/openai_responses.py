@@ -120,8 +120,17 @@ class OpenAIResponses(BackgroundProvider):
         error.data.update(request_id=received.request_id, response_id=answer.get("id"))
         usage = read_usage(answer)
         if usage is not None:  # a failure may be billed: the ledger wants to know
-            error.data.update(usage=answer["usage"], normal_usage=asdict(usage))
+            error.data.update(
+                usage=answer["usage"],
+                normal_usage=asdict(usage),
+                model=self._served(received),
+                service_tier=answer.get("service_tier"),
+                context=parts.region(received.host),
+            )
         raise error
+
+    def _served(self, received: Received) -> str:
+        return f"{self.name}:{received.answer.get('model') or received.wire.body['model']}"
 
     def _read(self, received: Received) -> ModelResponse:
         answer = received.answer
@@ -135,7 +144,7 @@ class OpenAIResponses(BackgroundProvider):
         return ModelResponse(
             message=message,
             finish=_finish(answer, message),
-            model=f"{self.name}:{answer.get('model') or received.wire.body['model']}",
+            model=self._served(received),
             usage=read_usage(answer),
             response_id=answer.get("id"),
             request_id=received.request_id,

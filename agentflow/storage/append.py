@@ -166,9 +166,8 @@ def decide(tx: Tx, encoded: Encoded, state: State, till: Till) -> Planned | Appe
     details: dict[str, str] = {}
     till.settle(state, encoded.batch)
     spend = partial(guard_money, tx, till, encoded.batch, details)
-    planned = plan(encoded, state, tx.now_ms, spend)
-    marks = tuple(till.marks.pop(state.pk, ()))
-    planned.answer = replace(planned.answer, details=details, marks=marks)
+    planned = plan(encoded, state, tx.now_ms, spend, lambda: till.marks.pop(state.pk, ()))
+    planned.answer = replace(planned.answer, details=details)
     return planned
 
 

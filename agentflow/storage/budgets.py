@@ -28,7 +28,8 @@ ACCOUNT = (
     budgets.c.pk, budgets.c.project, budgets.c.scope, budgets.c.name, budgets.c.limit_pico_usd,
     budgets.c.limit_tokens, budgets.c.spent_pico_usd, budgets.c.spent_tokens,
     budgets.c.reserved_pico_usd, budgets.c.reserved_tokens, budgets.c.doubtful_pico_usd,
-    budgets.c.over_pico_usd, budgets.c.on_exhausted, budgets.c.marked_percent, budgets.c.waiters,
+    budgets.c.over_pico_usd, budgets.c.over_tokens, budgets.c.on_exhausted,
+    budgets.c.marked_percent, budgets.c.waiters,
 )  # fmt: skip
 NAMES = tuple(column.name for column in ACCOUNT)
 
@@ -113,7 +114,7 @@ def create(
     spent = _spent(tx, project, scope, name)
     tx.run(
         INSERT_NEW, project, scope, name, run_pk, limits.pico_usd, limits.tokens,
-        spent.pico_usd, spent.tokens, 0, 0, 0, 0, on_exhausted, 0, 0, tx.now_ms,
+        spent.pico_usd, spent.tokens, 0, 0, 0, 0, on_exhausted, 0, 0, tx.now_ms, 0,
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from agentflow.history.events import (
     ActivityCancelRequested,
     AnyEvent,
     ApprovalRequested,
+    BudgetMarked,
     RunCancelled,
     RunCompleted,
     RunContinued,
@@ -39,6 +40,8 @@ ENDS: dict[type[AnyEvent], str] = {
 NOTED = {ApprovalRequested, RunContinued, RunReopened, ActivityCancelRequested, *ENDS}
 UNANSWERED = Appended(next_seq=0)
 Guard = Callable[["State", Start], str | dict[str, Any] | None]
+Mark = tuple[str, int]
+"""A soft mark of a budget that was passed: (budget, percent)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,18 +240,39 @@ class Writer:
         self.seq = seq + 1
         return seq
 
+    def mark(self, marks: Sequence[Mark]) -> None:
+        """Add an event for each soft mark of a budget, at the time of the event before it."""
+        for budget, percent in marks:
+            event = BudgetMarked(time_ms=self.time_ms, budget=budget, share_percent=percent)
+            self.write(event, data_of(event))
 
-def plan(encoded: Encoded, state: State, now_ms: int, guard: Guard) -> Planned:
+
+def _no_marks() -> Sequence[Mark]:
+    return ()
+
+
+def plan(
+    encoded: Encoded,
+    state: State,
+    now_ms: int,
+    guard: Guard,
+    take_marks: Callable[[], Sequence[Mark]] = _no_marks,
+) -> Planned:
     """Return all that the append writes; *state* becomes the run's state after it.
 
     *guard* has the last word on a start: it returns why not, or the terms that it grants. It may
-    use up an approval, and hold money.
+    use up an approval, and hold money. *take_marks* tells each soft mark that was passed once:
+    its event is behind the starts, or just before the event that ends the run.
     """
     batch = encoded.batch
     writer = Writer(state.pk, state.next_seq, state.time_ms, state.hash, now_ms)
     planned = Planned(state, batch, writer.rows)
+    marks: list[Mark] = []
     for event, data in zip(batch.facts, encoded.facts, strict=True):
-        seq = writer.write(event, data)
+        if type(event) in ENDS and (marks := list(take_marks())):
+            writer.mark(marks)
+            planned.batch = replace(batch, applied_seq=batch.applied_seq + len(marks))
+        seq = writer.write(replace(event, seq=0) if marks else event, data)
         if type(event) in NOTED:
             note_fact(planned, event, seq)
     check_end(planned)
@@ -268,6 +292,8 @@ def plan(encoded: Encoded, state: State, now_ms: int, guard: Guard) -> Planned:
             event = replace(event, granted={**event.granted, **verdict})
         writer.write(event, data_of(event) if verdict else data)
         granted[key] = event.granted
+    behind = list(take_marks())
+    writer.mark(behind)
     waits = bool(state.waiting) and waits_for_record(state, batch)
     waits = waits or (batch.budget_seen is not None and batch.budget_seen != state.budget)
     released = planned.terminal is not None or (batch.release and not waits)
@@ -277,6 +303,7 @@ def plan(encoded: Encoded, state: State, now_ms: int, guard: Guard) -> Planned:
         refused=refused,
         released=released,
         budget=state.budget,
+        marks=tuple(marks + behind),
     )
     if planned.terminal is not None:
         state.output_seq, state.ended_at_ms = writer.seq - 1, writer.time_ms

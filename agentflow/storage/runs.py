@@ -230,7 +230,7 @@ def new_budget(run: NewRun, run_pk: int, now_ms: int) -> Row:
     limits = run.limits or Limits()
     return (
         run.project, "tree", run.id, run_pk, limits.pico_usd, limits.tokens,
-        0, 0, 0, 0, 0, 0, limits.on_exhausted or "pause", 0, 0, now_ms,
+        0, 0, 0, 0, 0, 0, limits.on_exhausted or "pause", 0, 0, now_ms, 0,
     )  # fmt: skip
 
 

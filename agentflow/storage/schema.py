@@ -26,7 +26,7 @@ from sqlalchemy import (
 # Partial indexes name the option of SQLite only: for another, SQLAlchemy would load the dialect of
 # PostgreSQL (20 ms) just to check the name.
 # A dialect for it copies these conditions.
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 METADATA = MetaData()
 Number = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER can be SQLite's rowid
@@ -275,7 +275,7 @@ stream_items = Table(
 )
 
 # Amounts are pico-USD and tokens. Invariant: spent + reserved <= limit, overruns of providers
-# (`over_pico_usd`) excepted.
+# (`over_pico_usd`, `over_tokens`) excepted.
 budgets = Table(
     "budgets",
     METADATA,
@@ -296,6 +296,7 @@ budgets = Table(
     Column("marked_percent", Integer, nullable=False),
     Column("waiters", Integer, nullable=False),  # whether runs may wait in budget_waits
     Column("created_at_ms", Number, nullable=False),
+    Column("over_tokens", Number, nullable=False, server_default="0"),  # since version 8
     UniqueConstraint("project", "scope", "name"),
 )
 Index(

@@ -19,7 +19,6 @@ from agentflow.errors import FencedError
 from agentflow.history import events as ev
 from agentflow.ledger.budgets import (
     EVERY_DAY,
-    NOTHING,
     Account,
     Actual,
     Amount,
@@ -39,14 +38,15 @@ from agentflow.storage.budgets import (
     day_of,
     find,
 )
+from agentflow.storage.ledger import ADJUSTMENT
 from agentflow.storage.plan import State
+from agentflow.storage.schema import attempts, budgets, reservations, runs
 from agentflow.storage.schema import budget_waits as waits
-from agentflow.storage.schema import budgets, reservations, runs
 from agentflow.storage.statement import ByKeys, Hot, Row, Tx, const, insert_rows
 
 SUMS = (
     "spent_pico_usd", "spent_tokens", "reserved_pico_usd", "reserved_tokens",
-    "doubtful_pico_usd", "over_pico_usd",
+    "doubtful_pico_usd", "over_pico_usd", "over_tokens",
 )  # fmt: skip
 HELD = ByKeys(lambda keys: select(reservations).where(reservations.c.run_pk.in_(keys)))
 BY_PK = ByKeys(
@@ -85,10 +85,10 @@ def _add() -> Any:
     return budgets.update().where(budgets.c.pk == bindparam("pk_"), *fits).values(values)
 
 
-_MORE = tuple(f"more_{name}" for name in SUMS)
+*_MORE, _LATEST = (f"more_{name}" for name in SUMS)  # the database has the last one at its end
 ADD = Hot(
     lambda _: _add(),
-    *_MORE, "marked_percent", "waiters", "pk_",
+    *_MORE, "marked_percent", "waiters", _LATEST, "pk_",
     "reserves_pico_usd", "more_spent_pico_usd", "more_reserved_pico_usd",
     "reserves_tokens", "more_spent_tokens", "more_reserved_tokens",
 )  # fmt: skip
@@ -105,6 +105,16 @@ UNWAIT = Hot(
 FORGET_WAITS = Hot(
     lambda _: waits.delete().where(waits.c.run_pk == bindparam("run_pk_")), "run_pk_"
 )
+
+OF_CALL = Hot(
+    lambda _: select(attempts.c.amount_pico_usd).where(
+        attempts.c.run_pk == bindparam("run_pk_"),
+        attempts.c.key == bindparam("key_"),
+        attempts.c.attempt == bindparam("attempt_"),
+        attempts.c.kind != const(ADJUSTMENT),
+    ),
+    "run_pk_", "key_", "attempt_",
+)  # fmt: skip
 
 SETTLES = (ev.ActivityCompleted, ev.ActivityFailed, ev.ActivityCancelled, ev.ActivityInDoubt)
 SWEEPS = (ev.RunCompleted, ev.RunFailed, ev.RunCancelled, ev.RunReopened, ev.RunContinued)
@@ -327,7 +337,7 @@ class Till:
             return
         record = entries[0].record
         agent = record.name if record.kind == "model" else ""
-        actual = actual_of(entries, NOTHING)
+        actual = known_of(entries)
         scopes = {h.account.pk for h in held}
         has_day = any(h.account.scope == "day" for h in held)
         if held:  # the agent is the one that asked, which an entry of a tool does not name
@@ -373,9 +383,10 @@ class Till:
         tokens, held_tokens = delta.get("spent_tokens", 0), delta.get("reserved_tokens", 0)
         # A provider's overrun is booked even where it passes the limit.
         reserves = int(account.pk in self._reserves)
+        *more, latest = (delta.get(name, 0) for name in SUMS)
         return (
-            *(delta.get(name, 0) for name in SUMS), account.marked_percent, account.waiters,
-            account.pk, reserves, spent, reserved, reserves, tokens, held_tokens,
+            *more, account.marked_percent, account.waiters, latest, account.pk,
+            reserves, spent, reserved, reserves, tokens, held_tokens,
         )  # fmt: skip
 
     def _wake(self, freed: Sequence[Account]) -> list[int]:
@@ -423,13 +434,23 @@ def actual_of(entries: Sequence[LedgerWrite], held: Amount) -> Actual:
         priced, usage = entry.record.priced, entry.record.usage
         amount = priced.amount_pico_usd
         if priced.status not in KNOWN and not (amount is not None and amount > held.pico_usd > 0):
-            amount = amount if amount is not None and held == NOTHING else None
+            amount = None
         pico = None if pico is None or amount is None else pico + amount
         if usage is not None:
             tokens = None if tokens is None else tokens + usage.input_tokens + usage.output_tokens
         elif entry.record.kind == "model" and priced.status not in {"not_billed", "cached"}:
             tokens = None
     return Actual(pico, tokens)
+
+
+def known_of(entries: Sequence[LedgerWrite]) -> Actual:
+    """Return what ledger entries know, where nothing was held: at least so much was billed."""
+    records = [entry.record for entry in entries]
+    used = [record.usage for record in records if record.usage is not None]
+    return Actual(
+        sum(record.priced.amount_pico_usd or 0 for record in records),
+        sum(usage.input_tokens + usage.output_tokens for usage in used),
+    )
 
 
 def adjusted(tx: Tx, run_pk: int, entry: LedgerWrite) -> None:
@@ -453,12 +474,14 @@ def adjusted(tx: Tx, run_pk: int, entry: LedgerWrite) -> None:
             )
         )
     }
+    # The ledger has what is known of a partly priced call, and the adjustment beside it.
+    whole = amount + sum(row[0] or 0 for row in tx.rows(OF_CALL, run_pk, entry.key, entry.attempt))
     known = {a.pk for a in found}
     found += [account_of(one) for one in tx.by_keys(BY_PK, sorted(doubtful.keys() - known))]
     till = Till(tx)
     for account in found:
         if account.pk in doubtful:
-            account.resolve(doubtful[account.pk], Actual(amount, None))
+            account.resolve(doubtful[account.pk], Actual(whole, None))
         else:
             account.book(Actual(amount, None), is_over=False)
         till.take(account)

@@ -71,11 +71,15 @@ class StoreFacts:
         runs: The runs, oldest first.
         bodies: Looks bodies and chains up.
         damage: What SQLite's own integrity check found; empty where all is well.
+        budgets: Budgets: columns by name.
+        reservations: What they hold for attempts: columns by name.
     """
 
     runs: Sequence[RunFacts]
     bodies: LoadedBodies
     damage: Sequence[str] = ()
+    budgets: Sequence[Mapping[str, Any]] = ()
+    reservations: Sequence[Mapping[str, Any]] = ()
 
 
 def read_file(path: Path) -> StoreFacts:
@@ -106,6 +110,8 @@ def read_file(path: Path) -> StoreFacts:
             runs=list(_runs(connection)),
             bodies=LoadedBodies(bodies, nodes),
             damage=[line for line in damage if line != "ok"],
+            budgets=_rows(connection, "SELECT * FROM budgets ORDER BY pk"),
+            reservations=_rows(connection, "SELECT * FROM reservations"),
         )
 
 
@@ -132,6 +138,10 @@ def _runs(connection: sqlite3.Connection) -> Iterator[RunFacts]:
             attempts=attempts.get(pk, []),
             events=tuple(r.event for r in rows),
         )
+
+
+def _rows(connection: sqlite3.Connection, query: str) -> list[dict[str, Any]]:
+    return [dict(row) for row in connection.execute(query)]
 
 
 def _by_run(connection: sqlite3.Connection, query: str) -> dict[int, list[dict[str, Any]]]:

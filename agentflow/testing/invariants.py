@@ -7,8 +7,9 @@ Per run: seq gapless · one effective terminal event, last · every outcome has 
 most one effective outcome per key · attempts count up · every doubtful call is flagged · timers
 and retries never early · messages and decisions that were accepted are in the log · lines sum to
 attempts · accepted runs end or can go on · hash chain valid · replay from scratch asks for
-nothing and ends in the same state. With `effects`: each has its intent, none is repeated within
-an attempt, none follows an outcome, none is missing, epochs never fall.
+nothing and ends in the same state. Per budget: what `agentflow.testing.books` says. With
+`effects`: each has its intent, none is repeated within an attempt, none follows an outcome, none
+is missing, epochs never fall.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from agentflow.history.audit import GENESIS, event_hash
 from agentflow.history.history import history_of
 from agentflow.protocols import ENDED, PARKED
 from agentflow.testing.bodies import LoadedBodies
+from agentflow.testing.books import budgets
 from agentflow.testing.facts import RunFacts, StoreFacts, read_file
 from agentflow.testing.replay import stream_of
 
@@ -110,6 +112,7 @@ def problems(
         if effects is not None:
             mine = [e for e in effects if e.run_id == run.row["id"]]
             found += [f"run {run.row['id']}: {line}" for line in check.effects(run, mine, counted)]
+    found += budgets(facts)
     if effects is not None:
         known = {run.row["id"] for run in facts.runs}
         found += [f"effect of the unknown run {e.run_id}" for e in effects if e.run_id not in known]

@@ -581,7 +581,9 @@ class Runner:
             self._house.ask_inbox(self.row.pk)
             return
         self._applied_seq = append.applied_seq
-        commands = machine.committed(batch, answer.granted, answer.refused, answer.details)
+        commands = machine.committed(
+            batch, answer.granted, answer.refused, answer.details, marks=len(answer.marks)
+        )
         asks_again = self._heed_budget(machine, append, answer)
         sync_point("append.after_noted")
         if append.status != self._status or append.status not in {"running", "pending"}:
@@ -614,8 +616,6 @@ class Runner:
         self._budget = answer.budget
         for key in answer.granted:
             self._bounds.pop(key, None)
-        for name, share in answer.marks:
-            machine.marked(name, share)
         seen = append.budget_seen
         if seen is not None and seen != answer.budget and not answer.released:
             machine.try_held()  # there were news between their refusal and now

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -24,14 +24,15 @@ from agentflow.errors import (
     UsageError,
 )
 from agentflow.history import events as ev
-from agentflow.ledger.budgets import Budget
+from agentflow.ledger.budgets import Budget, Ceiling
 from agentflow.ledger.entries import CostLine, Priced, pico_usd
 from agentflow.ledger.reports import CostQuery
 from agentflow.llm.messages import assistant
 from agentflow.llm.request import ModelRequest, ModelSettings
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.usage import Usage
-from agentflow.protocols import ProviderCall, RunRow
+from agentflow.protocols import PriceBook, ProviderCall, RunRow
+from agentflow.testing import verify
 
 IN, OUT = 1_000_000, 10_000_000  # pico-USD a token: $1 and $10 a million
 CALL = Decimal("0.0006")  # 100 input and 50 output tokens
@@ -143,13 +144,17 @@ async def in_a_row(calls: int) -> list[str]:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """Return a database that does not exist yet."""
-    return tmp_path / "budgets.db"
+def file(tmp_path: Path) -> Iterator[Path]:
+    """Yield a database that does not exist yet; in the end its books must add up."""
+    yield tmp_path / "budgets.db"
+    for made in tmp_path.glob("*.db"):
+        verify(made)
 
 
 @asynccontextmanager
-async def opened(file: Path, vendor: Vendor, seconds: float = 30) -> AsyncIterator[Flow]:
+async def opened(
+    file: Path, vendor: Vendor, seconds: float = 30, *, prices: PriceBook | None = None
+) -> AsyncIterator[Flow]:
     """Open a flow whose database refuses every commit with a budget over its limit."""
     async with agentflow.connect(f"sqlite:///{file}"):
         pass
@@ -165,7 +170,7 @@ async def opened(file: Path, vendor: Vendor, seconds: float = 30) -> AsyncIterat
     conn.close()
     async with (
         asyncio.timeout(seconds),
-        agentflow.open(f"sqlite:///{file}", providers=[vendor], prices=Prices()) as flow,
+        agentflow.open(f"sqlite:///{file}", providers=[vendor], prices=prices or Prices()) as flow,
     ):
         yield flow
 
@@ -589,3 +594,50 @@ async def test_a_limit_below_what_is_gone_is_refused(file: Path) -> None:
         with pytest.raises(UsageError, match="no limit in tokens"):
             await flow.raise_budget("tree", "spent", by_tokens=5)
         assert (await budget_of(flow, "spent")).limit_usd == 1
+
+
+# --- the books ------------------------------------------------------------------------------
+
+
+async def test_the_last_call_of_a_run_passes_a_mark(file: Path) -> None:
+    """Its event is in the same commit, before the one that ends the run; replay does not mind."""
+    async with opened(file, Vendor()) as flow:
+        run = await flow.start(in_a_row, 1, id="last", budget_usd="0.0040")
+        await run.result()
+        assert not [e for e in await run.history() if isinstance(e, ev.BudgetMarked)]
+        vendor = Vendor(usage=Usage(input_tokens=100, output_tokens=90))
+    async with opened(file.with_name("b.db"), vendor) as flow:
+        run = await flow.start(in_a_row, 4, id="last", budget_usd="0.0072")
+        assert await run.result() == ["hi"] * 4
+        events = await run.history()
+        rehearsal = await run.rehearse()
+        rehearsal.machine.evict()
+    assert [type(e).__name__ for e in events[-3:]] == [
+        "ActivityCompleted",
+        "BudgetMarked",
+        "RunCompleted",
+    ]
+    assert [e.share_percent for e in events if isinstance(e, ev.BudgetMarked)][-1] == 50
+    assert rehearsal.parking is None
+
+
+async def test_an_adjustment_beside_a_partly_known_price_settles_it(file: Path) -> None:
+    """The budget then has what the ledger has: the known part and the adjustment."""
+
+    class Partly(Prices):
+        def price(self, usage: Usage | None, *, model: str, **facts: object) -> Priced:
+            whole = super().price(usage, model=model, **facts)
+            return Priced(status="partial", lines=whole.lines, reason="a fee is not understood")
+
+        def ceiling(self, *_: object, **__: object) -> Ceiling:
+            return Ceiling(input_pico_usd=IN, output_pico_usd=OUT)
+
+    async with opened(file, Vendor(), prices=Partly()) as flow:
+        run = await flow.start(one, 1, id="partly", budget_usd="1")
+        await run.result()
+        before = await budget_of(flow, "partly")
+        (row,) = await flow.store.ledger("default", "partly")
+        await flow.adjust("partly", "0.0002", reason="fee", key=row.key, attempt=row.attempt)
+        after = await budget_of(flow, "partly")
+    assert before.spent_pico_usd == before.doubtful_pico_usd > pico_usd(CALL)
+    assert (after.spent_usd, after.doubtful_pico_usd) == (CALL + Decimal("0.0002"), 0)

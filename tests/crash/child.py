@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ import agentflow
 from agentflow.client import Run
 from agentflow.errors import RunCancelledError, RunFailedError, RunParkedError
 from agentflow.history import events as ev
+from agentflow.ledger.reports import CostQuery, total
 from agentflow.protocols import ENDED, PARKED
 from agentflow.sync_point import arm
+from agentflow.testing.books import trees
 from agentflow.testing.clock import FastClock
 from agentflow.testing.facts import StoreFacts, read_file
 from agentflow.testing.invariants import Effect, problems
@@ -99,7 +101,9 @@ async def live(spec: Spec) -> Any:
         clock=FastClock(spec.base_ms, FACTOR),
         worker=options,
         providers=[workloads.Keeper()],
+        prices=workloads.Prices(),
     ) as flow:
+        await workloads.limit(flow)
         run = await workload.start(flow)
         workloads.OUTSIDE[0].ask("ack", what=["run", run.id])
         people = asyncio.ensure_future(_operate(workload, flow, run))
@@ -166,6 +170,7 @@ def check(spec: Spec, outside: Outside) -> dict[str, Any]:
         for run in facts.runs
         if run.row["status"] not in {"completed", "failed", "cancelled", "quarantined"}
     ]
+    found += asyncio.run(_trees(path, facts))
     found += _paid_twice(facts, sum(e["op"] == "note" and e["name"] == "paid" for e in counted))
     kinds = Counter(row.kind for run in facts.runs for row in run.rows)
     return {
@@ -175,6 +180,18 @@ def check(spec: Spec, outside: Outside) -> dict[str, Any]:
         "events": sum(kinds.values()),
         "doubts": kinds["ActivityInDoubt"],
     }
+
+
+async def _trees(path: Path, facts: StoreFacts) -> list[str]:
+    """Return where lines, attempts, runs and trees do not add up, as the product sums them."""
+    own: dict[str, int] = {}
+    whole: dict[str, int] = {}
+    async with agentflow.connect(f"sqlite:///{path}") as client:
+        for run in facts.runs:
+            query = CostQuery(by="run", project=run.row["project"], run_id=run.row["id"])
+            for sums, asked in ((own, query), (whole, replace(query, tree=True))):
+                sums[run.row["id"]] = total(await client.cost(asked)).amount_pico_usd
+    return list(trees(facts, own, whole))
 
 
 def _unheard(facts: StoreFacts, acknowledged: list[list[str]]) -> list[str]:

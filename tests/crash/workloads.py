@@ -11,11 +11,13 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any
 
 from agentflow import (
     ActivityError,
     Agent,
+    ModelSettings,
     NonRetryableError,
     RetryPolicy,
     RunCancelledError,
@@ -32,14 +34,19 @@ from agentflow.app import Flow
 from agentflow.client import Run
 from agentflow.engine.definition import ActivityContext
 from agentflow.errors import ResponseLostError, RunEndedError, UsageError
+from agentflow.ledger.budgets import Ceiling
+from agentflow.ledger.entries import CostLine, Priced
 from agentflow.llm.messages import assistant
 from agentflow.llm.request import ModelRequest
 from agentflow.llm.response import ModelResponse
+from agentflow.llm.usage import Usage
 from agentflow.protocols import ProviderCall
 from agentflow.providers.scripted import call, script
 from tests.crash.counter import Outside
 
 HERE = ActivityContext()  # a default, so that type checkers accept calls without one
+MICRO = 1_000_000  # pico-USD in a micro-dollar
+TAG = "crash"
 OUTSIDE: list[Outside] = []  # the process's line to the counter, set after the fork
 
 
@@ -75,7 +82,7 @@ def register(
     """Add a workload; its run has the workload's name as id. *terms* are fields of `Workload`."""
 
     async def start(flow: Flow) -> Run[Any]:
-        return await flow.start(target, *args, id=name)
+        return await flow.start(target, *args, id=name, budget_usd="1000", tags=[TAG])
 
     table = SPECIAL if special else WORKLOADS
     table[name] = Workload(name, start, expected, **terms)
@@ -104,10 +111,41 @@ class effect:  # noqa: N801 -- reads as a verb: `with effect(context)`
             OUTSIDE[0].ask("end", value=self._value, **self._facts)
 
 
+paid = tool(effect="idempotent", cost_usd="0.01", retry=RetryPolicy())
+"""An activity that costs a cent: every trial's books must add up, too."""
+
+
+class Prices:
+    """A price book: a model's token costs a micro-dollar; without usage the cost is unknown."""
+
+    def price(self, usage: Usage | None, **_facts: object) -> Priced:
+        """Return the cost."""
+        if usage is None:
+            return Priced(status="unknown_usage", reason="it did not say")
+        tokens = usage.input_tokens + usage.output_tokens
+        price = Decimal("0.000001")
+        line = CostLine(
+            unit="token", quantity=tokens, unit_price_usd=price, amount_pico_usd=tokens * MICRO
+        )
+        return Priced(status="priced", lines=(line,))
+
+    def ceiling(self, _model: str, **_facts: object) -> Ceiling:
+        """Return the most that a token costs."""
+        return Ceiling(input_pico_usd=MICRO, output_pico_usd=MICRO)
+
+
+async def limit(flow: Flow) -> None:
+    """Let budgets of every scope watch the workloads; none of them is ever exhausted."""
+    if not await flow.budgets():
+        await flow.set_budget("tag", TAG, "1000")
+        await flow.set_budget("agent", "forecaster", "1000")
+        await flow.set_budget("day", "every", "1000", limit_tokens=10**9)
+
+
 # --- linear ---------------------------------------------------------------------------------
 
 
-@activity
+@paid
 async def step(number: int, context: ActivityContext = HERE) -> int:
     """Return the square; the plainest activity there is."""
     with effect(context):
@@ -140,7 +178,7 @@ register(
 # --- gather x 5 -----------------------------------------------------------------------------
 
 
-@activity
+@paid
 async def question(branch: str, context: ActivityContext = HERE) -> str:
     """Return an answer that names its branch."""
     with effect(context):
@@ -148,7 +186,7 @@ async def question(branch: str, context: ActivityContext = HERE) -> str:
         return f"answer to {branch}"
 
 
-@activity
+@paid
 async def follow_up(branch: str, answer: str, context: ActivityContext = HERE) -> str:
     """Return an answer that names its branch and what it was told."""
     with effect(context):
@@ -379,20 +417,21 @@ register("continue_as_new", segments, 3, expected=14, counted=("step",))
 # --- streaming ------------------------------------------------------------------------------
 
 
-@tool(effect="idempotent")
+@paid
 async def look_up(city: str, context: ActivityContext = HERE) -> str:
     """Look up the weather."""
     with effect(context):
         return f"rain in {city}"
 
 
-@tool(effect="once", needs_approval=True, on_doubt="retry")
+@tool(effect="once", needs_approval=True, on_doubt="retry", cost_usd="0.01")
 async def send_mail(text: str, context: ActivityContext = HERE) -> str:
     """Send a mail."""
     with effect(context):
         return f"sent {text}"
 
 
+BRIEF = ModelSettings(max_output_tokens=200)  # under a budget an answer has a longest length
 script(
     "crash-weather",
     [
@@ -406,6 +445,7 @@ forecaster = Agent(
     model="scripted:crash-weather",
     tools=[look_up, send_mail],
     instructions="Be brief.",
+    settings=BRIEF,
 )
 
 
@@ -554,7 +594,7 @@ register("retry", retry, expected=[True, "ValueError: hopeless"], counted=("flak
 HUGE_CHARS = 300_000
 
 
-@activity
+@paid
 async def make_huge(seed: int, context: ActivityContext = HERE) -> str:
     """Return text that does not compress well."""
     with effect(context):
@@ -614,7 +654,7 @@ register(
 EDITION: list[int] = []  # number of this process, as the outside counts them
 
 
-@activity
+@paid
 async def prompted(text: str, context: ActivityContext = HERE) -> str:
     """Answer a prompt."""
     with effect(context, text):
@@ -677,7 +717,7 @@ def _kept(ref: str) -> ModelResponse:
     )
 
 
-listener = Agent("listener", model="keeper:x", instructions="Answer.")
+listener = Agent("listener", model="keeper:x", instructions="Answer.", settings=BRIEF)
 
 
 @workflow

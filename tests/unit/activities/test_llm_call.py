@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -306,6 +306,28 @@ def test_a_failure_that_was_billed_keeps_its_usage() -> None:
     assert record.priced.status == "unknown_usage"
     assert record.raw_usage == {"input_tokens": 9}
     assert record.request_id == "req"
+
+
+def test_a_failure_whose_usage_was_understood_is_priced() -> None:
+    """At the prices of the model, tier and region that served it; so it counts as waste."""
+    error = ProviderError("the response is failed", retryable=True)
+    usage = Usage(input_tokens=9, output_tokens=1, iterations=({"model": "m"},))
+    error.data.update(
+        usage={"in": 9}, normal_usage=asdict(usage), model="vendor:big-2", service_tier="flex",
+        context={"region": "eu"}, response_id="resp",
+    )  # fmt: skip
+    prices = Prices()
+    _, (record,) = called(raises(error), prices)
+
+    assert record.priced.status == "priced"
+    (asked,) = prices.asked
+    assert (asked["model"], asked["tier"], asked["context"]) == (
+        "vendor:big-2", "flex", {"region": "eu"},
+    )  # fmt: skip
+    assert (record.usage, record.raw_usage) == (usage, {"in": 9})
+    assert (record.model_served, record.tier, record.response_id) == (
+        "vendor:big-2", "flex", "resp",
+    )  # fmt: skip
 
 
 def test_without_models_the_error_says_where_they_come_from() -> None:
