@@ -44,3 +44,20 @@ def idempotency_key(
     """
     text = "\x00".join((project, run_id, str(segment), key, fingerprint)).encode()
     return "af_" + hashlib.sha256(text).hexdigest()[:32]
+
+
+def new_parcel_id() -> str:
+    """Return a new name of calls that go to a vendor together: 24 hexadecimal digits."""
+    return urandom(12).hex()
+
+
+def custom_id(parcel_id: str, project: str, run_id: str, key: str, seq: int) -> str:
+    """Return the name of one call at a vendor: unique over parcels, runs, segments and attempts.
+
+    *seq* is that of the attempt's first event, which no other attempt of the run has.
+
+    Source:
+        Anthropic takes ``^[a-zA-Z0-9_-]{1,64}$``, OpenAI any text.
+    """
+    text = "\x00".join((project, run_id, key, str(seq))).encode()
+    return f"af_{parcel_id}_{hashlib.sha256(text).hexdigest()[:32]}"

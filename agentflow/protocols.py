@@ -5,18 +5,29 @@ Everything above this page knows only these protocols; `app.py` chooses the adap
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from agentflow.codec import Cipher, Parts, Payload
 from agentflow.dataclass import dataclass
-from agentflow.history.events import ActivityStarted, AnyEvent
+from agentflow.history.events import ActivityScheduled, ActivityStarted, AnyEvent
 from agentflow.ledger.budgets import Bound, Budget, Ceiling, Limits, Scope
 from agentflow.ledger.entries import AttemptRecord, Priced
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
 from agentflow.ledger.spending import Spending
+from agentflow.llm.deferral import (
+    DeferredCall,
+    DeskTerms,
+    Found,
+    Parcel,
+    ParcelState,
+    Result,
+    Route,
+    Standing,
+    Withdrawn,
+)
 from agentflow.llm.request import ModelRequest
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.stream import Delta, StreamItem
@@ -37,7 +48,7 @@ RunStatus = Literal[
 ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 PARKED: frozenset[str] = frozenset({"needs_code", "needs_version", "quarantined"})
 
-InboxKind = Literal["signal", "cancel", "pause", "unpause", "approval", "child"]
+InboxKind = Literal["signal", "cancel", "pause", "unpause", "approval", "child", "answer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,12 +141,14 @@ class Message:
     Attributes:
         id: Unique; sending the same id twice is one message.
         kind: What it asks for.
-        name: Signal's name; approval's id; child's key; reason of a cancel or pause.
+        name: Signal's name; approval's id; key of the child, or of the call that is answered;
+            reason of a cancel or pause.
         actor: Who sent it.
         payload: Signal's value; edited arguments; child's result.
         parts: Bodies of the payload.
         data: Further JSON facts: ``{"decision": …, "reason": …}`` for approvals,
-            ``{"on_mismatch": …}`` for unpause, ``{"child_id", "status"}`` for children.
+            ``{"on_mismatch": …}`` for unpause, ``{"child_id", "status"}`` for children,
+            ``{"attempt", "seq"}`` for the answer to a deferred call.
     """
 
     id: str
@@ -190,12 +203,62 @@ class Start:
         approval_id: The approval that it uses up, if it needs one.
         call_digest: Must be the approval's own, to the byte.
         bound: What it may cost at most; None = nothing, or (`Append.is_bounded`) not worked out.
+        route: Where its answer may wait: it is queued for the vendor in the same transaction.
     """
 
     event: ActivityStarted
     approval_id: str | None = None
     call_digest: str = ""
     bound: Bound | None = None
+    route: Route | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A deferred call with what it asks for.
+
+    Attributes:
+        scheduled: Its intent, with the arguments. started: its attempt, with the granted terms.
+    """
+
+    call: DeferredCall
+    scheduled: ActivityScheduled
+    started: ActivityStarted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """The answer to a deferred call, on its way into the inbox of its run.
+
+    Attributes:
+        custom_id: Whose answer it is.
+        answer: A `Result`, encoded, with its body.
+    """
+
+    custom_id: str
+    answer: Payload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParcelNews:
+    """What has become of a parcel; None leaves a field as it is.
+
+    Attributes:
+        ref: The vendor's reference; "" = none after all.
+        next_at_ms: When somebody must see to it next; None = never again.
+        strangers: References that are not its own, all of them.
+    """
+
+    pk: int
+    next_at_ms: int | None
+    state: ParcelState | None = None
+    ref: str | None = None
+    count: int | None = None
+    sent_at_ms: int | None = None
+    tries: int | None = None
+    looks: int | None = None
+    is_stopped: bool | None = None
+    strangers: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -759,6 +822,86 @@ class Store(Protocol):
         """Return the messages of these runs, oldest first."""
         ...
 
+    # -- calls whose answer may wait
+    async def pack(
+        self, route: Route, *, parcel_id: str, quiet_ms: int, longest_ms: int, most: int
+    ) -> Parcel | None:
+        """Gather the queued calls of a route, *most* at most, into a parcel.
+
+        None while they still come: the youngest is not *quiet_ms* old, the oldest not *longest_ms*,
+        and there are fewer than *most*.
+        """
+        ...
+
+    async def routes(self) -> list[tuple[Route, int]]:
+        """Return the routes in which calls are queued, each with the time of its youngest call."""
+        ...
+
+    async def claim_parcels(self, worker_id: str, *, now_ms: int, limit: int) -> list[Parcel]:
+        """Take parcels that somebody must see to now; other workers leave them alone meanwhile."""
+        ...
+
+    async def next_parcel_ms(self) -> int | None:
+        """Return when a parcel must be seen to next, or None."""
+        ...
+
+    async def asked(self, parcel_pk: int, *, after: str = "", limit: int = 200) -> list[Asked]:
+        """Return calls of a parcel in the order of their custom ids, behind *after*."""
+        ...
+
+    async def asked_by(self, call: DeferredCall) -> Asked:
+        """Return what one call asks, whether somebody waits for it or not."""
+        ...
+
+    async def put_back(self, parcel_pk: int, custom_ids: Sequence[str]) -> None:
+        """Queue calls of a parcel that was not sent again: they go with another one."""
+        ...
+
+    async def note_parcel(self, worker_id: str, news: ParcelNews) -> None:
+        """Write what has become of a parcel.
+
+        Raises:
+            FencedError: another worker sees to it now.
+        """
+        ...
+
+    async def deliver(
+        self, worker_id: str, parcel_pk: int, answers: Sequence[Delivery]
+    ) -> list[DeferredCall]:
+        """Put answers into the inboxes of their runs; unknown custom ids are left out.
+
+        Returns:
+            The calls whose answers nobody waits for any more: they are still to be booked, and then
+            to be dropped.
+
+        Raises:
+            FencedError: another worker sees to the parcel now.
+        """
+        ...
+
+    async def left(self, parcel_pk: int, custom_ids: Sequence[str] = ()) -> list[DeferredCall]:
+        """Return the calls of a parcel that are not answered: those named, or all of them."""
+        ...
+
+    async def drop_call(self, run_pk: int, seq: int) -> None:
+        """Forget a deferred call: its answer is booked."""
+        ...
+
+    async def withdraw(self, run_pk: int, key: str, attempt: int) -> Withdrawn:
+        """Take note that nobody waits for a deferred call; say how far it had come."""
+        ...
+
+    async def next_answer_ms(self, run_pk: int) -> int | None:
+        """Return when an answer to a deferred call of a run may come next, or None.
+
+        0 while a call is still to be handed over: somebody must stay to do that.
+        """
+        ...
+
+    async def hurry(self, ref: str) -> bool:
+        """Let the parcel with a vendor's reference be looked at now; False where there is none."""
+        ...
+
     async def next_wake_ms(self, served: Served = EVERYTHING, *, after_ms: int = -1) -> int | None:
         """Return when the next run without a living owner wants attention, or None.
 
@@ -869,6 +1012,67 @@ class Resumable(Protocol):
 
     async def cancel(self, ref: str) -> None:
         """Ask the vendor to stop working on an answer, as far as it listens. Never raises."""
+        ...
+
+
+class Desk(Protocol):
+    """Where a vendor takes calls whose answers may wait."""
+
+    @property
+    def terms(self) -> DeskTerms:
+        """What it takes at once."""
+        ...
+
+    def line(self, custom_id: str, request: ModelRequest, call: ProviderCall) -> bytes:
+        """Return one call in the vendor's form."""
+        ...
+
+    async def submit(self, parcel: Parcel, lines: Sequence[bytes]) -> str:
+        """Hand a parcel over, once; return the vendor's reference.
+
+        Raises:
+            ProviderError: with whether it may have been taken all the same (`is_turned_down`).
+        """
+        ...
+
+    async def find(self, parcel: Parcel) -> Found:
+        """Look for a parcel that may have been handed over."""
+        ...
+
+    async def look(self, ref: str) -> Standing:
+        """Return how a parcel stands."""
+        ...
+
+    def results(self, parcel: Parcel, asked: AskedPages) -> AsyncIterator[tuple[str, Result]]:
+        """Yield (custom id, result) of every call of a parcel that is done."""
+        ...
+
+    async def cancel(self, ref: str) -> None:
+        """Ask the vendor to stop working on a parcel. Never raises."""
+        ...
+
+    def read(self, result: Result, request: ModelRequest, call: ProviderCall) -> ModelResponse:
+        """Return the answer that a result holds.
+
+        Raises:
+            ProviderError: there is none; with whether asking again is worth it.
+        """
+        ...
+
+
+AskedPages = Callable[[], AsyncIterator[tuple[str, ModelRequest, ProviderCall]]]
+
+
+@runtime_checkable
+class Deferring(Protocol):
+    """A provider whose vendor answers later for less money."""
+
+    def desk(self, window: str) -> Desk | None:
+        """Return who takes calls for that window, or None."""
+        ...
+
+    def refuses(self, request: ModelRequest, window: str) -> str:
+        """Return in words why *request* cannot wait so long, and what is offered; "" = it can."""
         ...
 
 

@@ -9,6 +9,18 @@ from agentflow.llm.request import ModelRequest
 _REASON = "its process ended before an outcome was recorded; it may have been billed"
 
 
+def unsent_record(call: ActivityCall) -> AttemptRecord:
+    """Return the ledger's entry of a deferred attempt that was taken back before it was sent."""
+    request = call.arguments.get("request")
+    return AttemptRecord(
+        kind="model",
+        name=call.label,
+        model_asked=request.model if isinstance(request, ModelRequest) else "",
+        status="cancelled",
+        priced=Priced(status="not_billed", reason="it was taken back before it was sent"),
+    )
+
+
 def doubt_record(call: ActivityCall, *, response_id: str | None = None) -> AttemptRecord | None:
     """Return the ledger's entry of a doubtful attempt, or None for calls that cost nothing.
 

@@ -15,14 +15,22 @@ from typing import Any
 
 from agentflow.clock import Clock, SystemClock, from_ms, to_ms
 from agentflow.codec import adapter, canonical
-from agentflow.engine.definition import ActivityContext, ActivityOptions
+from agentflow.engine.context import ActivityCall
+from agentflow.engine.definition import GRANTED_LATENCY, ActivityContext, ActivityOptions
 from agentflow.engine.definitions import Activity
-from agentflow.errors import ProviderError, ResponseLostError, UnknownModelError, UsageError
-from agentflow.ledger.entries import AttemptRecord, AttemptStatus, Priced
+from agentflow.errors import (
+    AgentflowError,
+    ProviderError,
+    ResponseLostError,
+    UnknownModelError,
+    UsageError,
+)
+from agentflow.ledger.entries import AttemptRecord, AttemptStatus, CostLine, Priced, usd
+from agentflow.llm.deferral import Result, Route
 from agentflow.llm.request import ModelRequest, ToolSpec
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.usage import Usage
-from agentflow.protocols import PriceBook, Provider, ProviderCall, Resumable
+from agentflow.protocols import Deferring, PriceBook, Provider, ProviderCall, Resumable
 from agentflow.retry import MODEL_RETRY
 from agentflow.sync_point import sync_point
 
@@ -109,7 +117,7 @@ async def _llm_call(request: ModelRequest, ctx: ActivityContext) -> ModelRespons
     models = _models(ctx)
     provider = models.provider(split_model(request.model)[0])
     attempt = _Attempt(models, request, ctx, provider)
-    request = granted(request, ctx)
+    request = with_terms(request, ctx.granted)
     call = ProviderCall(
         idempotency_key=ctx.idempotency_key,
         attempt=ctx.attempt,
@@ -118,7 +126,14 @@ async def _llm_call(request: ModelRequest, ctx: ActivityContext) -> ModelRespons
         cache_key=cache_key(request, ctx.label),
     )
     try:
-        if ctx.previous_ref is None:
+        if isinstance(ctx.answer, Result):
+            response = _waited_for(provider, ctx.answer, request, call, ctx)
+        elif ctx.latency and ctx.previous_ref is None:
+            raise UsageError(
+                _refusal(provider, request, ctx.latency),
+                hint='Ask for a latency that is offered, or for "now".',
+            )
+        elif ctx.previous_ref is None:
             sync_point("llm.before_send")
             response = await provider.complete(request, call)
         else:
@@ -135,14 +150,59 @@ async def _llm_call(request: ModelRequest, ctx: ActivityContext) -> ModelRespons
     return attempt.answered(response)
 
 
-def granted(request: ModelRequest, ctx: ActivityContext) -> ModelRequest:
+def with_terms(request: ModelRequest, granted: Mapping[str, Any]) -> ModelRequest:
     """Return *request* under the terms of a budget: its answer may have to be shorter."""
-    most = ctx.granted.get("max_output_tokens")
+    most = granted.get("max_output_tokens")
     if not isinstance(most, int):
         return request
     own = request.settings.max_output_tokens
     most = most if own is None else min(own, most)
     return replace(request, settings=replace(request.settings, max_output_tokens=most))
+
+
+def _waited_for(
+    provider: Provider, result: Result, request: ModelRequest, call: ProviderCall,
+    ctx: ActivityContext,
+) -> ModelResponse:  # fmt: skip
+    """Return the answer to an attempt that was deferred."""
+    window = str(ctx.granted.get(GRANTED_LATENCY, ""))
+    desk = provider.desk(window) if isinstance(provider, Deferring) else None
+    if desk is None:
+        msg = f"{request.model}: another configuration asked for this answer"
+        raise ResponseLostError(msg, retryable=True)
+    response = desk.read(result, request, call)
+    response.raw.update(parcel=result.parcel, latency=window)
+    return response
+
+
+def _refusal(provider: Provider, request: ModelRequest, latency: str) -> str:
+    """Return in words why an answer cannot wait that long."""
+    why = (
+        provider.refuses(request, latency)
+        if isinstance(provider, Deferring)
+        else f"{provider.name} answers at once only"
+    )
+    return f"{request.model}: latency={latency!r} is not to be had: {why}"
+
+
+def route_of(call: ActivityCall, latency: str | None, models: object) -> Route | None:
+    """Return where the answer to a model call may wait; None = it is asked at once.
+
+    Where the vendor does not offer what is wanted, the call is asked, and says so.
+    """
+    request = call.arguments.get("request")
+    if latency in {None, "", "now"} or not isinstance(request, ModelRequest):
+        return None
+    assert latency is not None  # noqa: S101 -- see above
+    if not isinstance(models, Models):
+        return None
+    try:
+        provider = models.provider(split_model(request.model)[0])
+        if not isinstance(provider, Deferring) or provider.refuses(request, latency):
+            return None
+    except AgentflowError:
+        return None
+    return Route(model=request.model, window=latency)
 
 
 async def _resumed(
@@ -157,7 +217,9 @@ async def _resumed(
 llm_call = Activity(
     _llm_call,
     name="llm_call",
-    options=ActivityOptions(effect="idempotent", retry=MODEL_RETRY, on_doubt="retry", resumes=True),
+    options=ActivityOptions(
+        effect="idempotent", retry=MODEL_RETRY, on_doubt="retry", resumes=True, defers=True
+    ),
 )
 
 
@@ -188,6 +250,73 @@ def _usage_of(data: Mapping[str, Any]) -> Usage | None:
     return Usage(**{**told, "iterations": tuple(told.get("iterations") or ())})
 
 
+def is_turned_down(error: ProviderError) -> bool:
+    """Return whether a vendor provably did not take what was sent, so that nothing is billed."""
+    return not error.sent or error.status in _TURNED_DOWN
+
+
+def late_record(
+    models: Models,
+    request: ModelRequest,
+    call: ProviderCall,
+    result: Result | None,
+    *,
+    window: str,
+    id: str,
+) -> AttemptRecord | None:
+    """Return what the ledger is told of an answer that nobody waits for; None = it is unknown.
+
+    Args:
+        models: Providers and prices.
+        request: What was asked.
+        call: As it was asked.
+        result: What came of it; None = it was never sent.
+        window: Within which it was wanted.
+        id: What is booked under it is booked once.
+    """
+    priced, model, why = _late_price(models, request, call, result, window)
+    amount = priced.amount_pico_usd
+    if amount is None or priced.status not in _KNOWN:
+        return None
+    reason = f"{why} after nobody waited for it any more"
+    line = CostLine(
+        unit="adjustment", quantity=1, unit_price_usd=usd(amount), amount_pico_usd=amount,
+        note=reason,
+    )  # fmt: skip
+    return AttemptRecord(
+        kind="adjustment",
+        name="late answer",
+        model_asked=model,
+        status="ok",
+        priced=Priced(status="adjusted", lines=(line,), source=priced.source, reason=reason),
+        request_id=id,
+        actor="agentflow",
+    )
+
+
+def _late_price(
+    models: Models, request: ModelRequest, call: ProviderCall, result: Result | None, window: str
+) -> tuple[Priced, str, str]:
+    if result is None:
+        return Priced(status="not_billed"), request.model, "it was not sent,"
+    provider = models.provider(split_model(request.model)[0])
+    desk = provider.desk(window) if isinstance(provider, Deferring) else None
+    at = from_ms(result.sent_at_ms)
+    try:
+        if desk is None:
+            return Priced(status="unknown_usage"), request.model, ""
+        response = desk.read(result, request, call)
+    except ProviderError as error:
+        if error.data.get("unbilled"):
+            return Priced(status="not_billed"), request.model, f"{error.data['unbilled']},"
+        return Priced(status="unknown_usage"), request.model, ""
+    priced = models.prices.price(
+        response.usage, model=response.model, at=at, tier=response.service_tier,
+        context=response.context,
+    )  # fmt: skip
+    return priced, response.model, "the answer came"
+
+
 class _Attempt:
     """What the ledger is told of one attempt."""
 
@@ -198,6 +327,10 @@ class _Attempt:
         self._request = request
         self._ctx = ctx
         self._at = models.now()
+        self._waited_ms: int | None = None
+        if isinstance(ctx.answer, Result) and ctx.answer.sent_at_ms:
+            self._waited_ms = to_ms(self._at) - ctx.answer.sent_at_ms
+            self._at = from_ms(ctx.answer.sent_at_ms)
         self._began = time.monotonic()
         self._ref = ctx.previous_ref
         self._resumable = provider if isinstance(provider, Resumable) else None
@@ -284,7 +417,8 @@ class _Attempt:
     def _status_of_failure(self, error: BaseException) -> AttemptStatus:
         if isinstance(error, asyncio.CancelledError):
             return "cancelled"
-        if isinstance(error, ResponseLostError) and self._ctx.previous_ref is not None:
+        fetches = self._ctx.previous_ref is not None or self._ctx.answer is not None
+        if isinstance(error, ResponseLostError) and fetches:
             return "in_doubt"  # this attempt asked for nothing; what became of the first is unknown
         return "in_doubt" if isinstance(error, ProviderError) and error.in_flight else "error"
 
@@ -306,6 +440,8 @@ class _Attempt:
     def _price_of_failure(self, error: BaseException, usage: Usage | None) -> Priced:
         if isinstance(error, UsageError):
             return Priced(status="not_billed", reason="nothing was sent")
+        if isinstance(error, ProviderError) and (why := error.data.get("unbilled")):
+            return Priced(status="not_billed", reason=str(why))
         if usage is not None and isinstance(error, ProviderError):  # a failure that is billed
             data: dict[str, Any] = error.data
             model = str(data.get("model") or self._request.model)
@@ -320,4 +456,6 @@ class _Attempt:
         return self._price(None, self._request.model)
 
     def _latency_ms(self) -> int:
+        if self._waited_ms is not None:
+            return self._waited_ms
         return int((time.monotonic() - self._began) * 1000)

@@ -6,6 +6,7 @@ from agentflow.agents.result import AgentResult
 from agentflow.agents.spec import AgentSpec, AgentTool, Output, tool_name
 from agentflow.agents.turns import run_turns
 from agentflow.dataclass import dataclass
+from agentflow.engine.definition import Latency
 from agentflow.llm.messages import Messages
 
 __all__ = ["Agent", "AgentResult"]
@@ -39,10 +40,18 @@ class Agent(AgentSpec[Output]):
         on_doubt: What happens to a model call that was in flight when its process died, and whose
             answer cannot be fetched from the vendor: ``retry`` (default; it may be paid twice),
             ``ask`` a person, or ``fail``.
+        latency: How long answers may take: ``now``, or ``2h``, ``8h``, ``24h`` for less money; the
+            run waits as one row meanwhile. None = as the run was started. A model that does not
+            offer it fails the call, and says what it offers.
     """
 
     async def run(
-        self, input: object, *, conversation: Messages | None = None, key: str | None = None
+        self,
+        input: object,
+        *,
+        conversation: Messages | None = None,
+        key: str | None = None,
+        latency: Latency | None = None,
     ) -> AgentResult[Output]:
         """Ask, run the tools that the model calls, ask again, until it answers.
 
@@ -51,6 +60,7 @@ class Agent(AgentSpec[Output]):
                 JSON form, which the model sees as JSON.
             conversation: What was said before; `AgentResult.messages` of an earlier run.
             key: Explicit key for the calls of this run, unique in the workflow's run.
+            latency: How long the answers of this run may take; the agent's own by default.
 
         Returns:
             The answer, the conversation with it, and what it took.
@@ -63,7 +73,7 @@ class Agent(AgentSpec[Output]):
             OutputError: the model answered twice with nothing.
             ActivityError: the model, and all fallbacks, failed for good.
         """
-        return await run_turns(self, input, conversation=conversation, key=key)
+        return await run_turns(self, input, conversation=conversation, key=key, latency=latency)
 
     def as_tool(self, name: str | None = None, description: str | None = None) -> AgentTool:
         """Return this agent as a tool of another one.

@@ -13,7 +13,7 @@ from typing_extensions import TypeVar
 
 from agentflow.activities.llm_call import llm_call, split_model
 from agentflow.dataclass import dataclass
-from agentflow.engine.definition import OnDoubt
+from agentflow.engine.definition import Latency, OnDoubt, check_latency
 from agentflow.engine.definitions import Activity
 from agentflow.errors import UsageError
 from agentflow.llm.messages import Message, Messages
@@ -112,6 +112,7 @@ class AgentSpec(Generic[Output]):
     retry: RetryPolicy | int | None = None
     timeout: timedelta | float | None = None
     on_doubt: OnDoubt | None = None
+    latency: Latency | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything runs."""
@@ -124,6 +125,7 @@ class AgentSpec(Generic[Output]):
         if self.on_doubt not in {None, "retry", "fail", "ask"}:
             msg = f"agent {self.name}: on_doubt {self.on_doubt!r} is none of retry, fail, ask"
             raise UsageError(msg)
+        check_latency(self.latency, where=f"agent {self.name}")
         for one in self.tools:
             self._check_tool(one)
         if self.tool_choice not in {"auto", "none", "required"} and not callable(self.handoffs):
@@ -193,7 +195,9 @@ class AgentSpec(Generic[Output]):
         timeout = self.timeout
         if timeout is not None and not isinstance(timeout, timedelta):
             timeout = timedelta(seconds=timeout)
-        return llm_call.with_options(retry=retry, timeout=timeout, on_doubt=self.on_doubt)
+        return llm_call.with_options(
+            retry=retry, timeout=timeout, on_doubt=self.on_doubt, latency=self.latency
+        )
 
 
 def tool_name(name: str) -> str:

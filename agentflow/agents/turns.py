@@ -17,6 +17,7 @@ from agentflow.agents.spec import AgentSpec, Output
 from agentflow.agents.tool_calls import ToolCalls
 from agentflow.dataclass import dataclass
 from agentflow.engine.context import ActivityCall, Context, require_context
+from agentflow.engine.definition import Latency
 from agentflow.engine.functions import logger
 from agentflow.errors import (
     ActivityError,
@@ -42,12 +43,13 @@ async def run_turns(
     *,
     conversation: Messages | None = None,
     key: str | None = None,
+    latency: Latency | None = None,
 ) -> AgentResult[Output]:
     """Run an agent until it answers; see `Agent.run`."""
     context = require_context("Agent.run")
     before = Messages() if conversation is None else conversation
     chat = before.append(message_of(input))
-    return await _Turns(context, agent, chat, input=input, key=key).run()
+    return await _Turns(context, agent, chat, input=input, key=key, latency=latency).run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +75,14 @@ class _Turns:
         *,
         input: object,
         key: str | None,
+        latency: Latency | None,
     ) -> None:
         self.agent = agent
         self.chat = chat
         self._context = context
         self._input = input
         self._key = key
+        self._latency = latency
         self._counts: dict[str, int] = {}
         self._tally = Tally()
         self._turn = 0
@@ -158,8 +162,9 @@ class _Turns:
                 request = replace(request, model=self._models[0])
 
     async def _call(self, request: ModelRequest) -> ModelResponse:
+        llm = self.agent.llm
         asked = ActivityCall(
-            activity=self.agent.llm,
+            activity=llm if self._latency is None else llm.with_options(latency=self._latency),
             arguments={"request": request},
             key=self._next_key("llm_call"),
             label=self.agent.name,

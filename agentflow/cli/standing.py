@@ -41,9 +41,17 @@ async def standing_of(client: Client, row: RunRow, now: int) -> Standing:
         return Standing("parked", row)
     if row.status == "paused":
         return Standing("blocked", row, [row])
-    if row.status != "waiting":
+    if row.status != "waiting" or await _is_answered_soon(client, row, now):
         return Standing("going", row)
     return await _waiting(client, row, now)
+
+
+async def _is_answered_soon(client: Client, row: RunRow, now: int) -> bool:
+    """Return whether a deferred call is still to be handed over, or will soon be looked at."""
+    if not any(word.startswith("answer of ") for word in reasons(row)):
+        return False
+    next_ms = await client.store.next_answer_ms(row.pk)
+    return next_ms is None or next_ms - now < SOON_MS
 
 
 async def _waiting(client: Client, row: RunRow, now: int) -> Standing:
@@ -98,6 +106,8 @@ async def how_to_answer(client: Client, standing: Standing, where: Where, now: i
         for question in await client.approvals(run_id=row.id):
             lines.append(f"waits for approval {question.id[:8]}: {one_line(question.question)}")
             lines.append(f"  agentflow approve {question.id[:8]}{flags}    (or deny)")
+        waits = [word for word in reasons(row) if word.startswith("answer of ")]
+        lines += [f"waits for {word}; the vendor has the question" for word in waits]
         for name in signals_of(row):
             lines.append(f"waits for signal {name}")
             lines.append(f"  agentflow signal {row.id} {name} JSON{flags}")

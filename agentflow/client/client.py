@@ -18,6 +18,7 @@ from agentflow.client.operation import (
 )
 from agentflow.client.run import Run
 from agentflow.codec import Codec, Parts
+from agentflow.engine.definition import Latency, check_latency
 from agentflow.engine.definitions import Workflow
 from agentflow.errors import (
     InputMismatchError,
@@ -85,6 +86,7 @@ class Client(Operator):
         budget_usd: Decimal | str | int | None = None,
         budget_tokens: int | None = None,
         on_exhausted: OnExhausted = "pause",
+        latency: Latency | None = None,
         **kwargs: Any,
     ) -> Run[R]:
         """Start a run, or return the one that has this id.
@@ -105,6 +107,8 @@ class Client(Operator):
             budget_tokens: How many tokens they may use, input and output together.
             on_exhausted: What happens to a call that does not fit: ``pause`` the run until
                 somebody raises the budget, ``raise`` BudgetError, or ``clamp`` its answer.
+            latency: How long answers of models may take, in this run and its child runs, where
+                their code does not say: ``now``, or ``2h``, ``8h``, ``24h`` for less money.
             **kwargs: The workflow's arguments by name.
 
         Returns:
@@ -118,6 +122,7 @@ class Client(Operator):
         if not isinstance(cast("object", workflow), Workflow):
             msg = f"start() takes a workflow, not {workflow!r}"
             raise UsageError(msg, hint="Decorate the function with @agentflow.workflow.")
+        check_latency(latency, where="start()")
         limited = limits(budget_usd, budget_tokens, on_exhausted)
         seams, parts = self._seams, Parts()
         now = seams.clock.now_ms()
@@ -130,7 +135,7 @@ class Client(Operator):
         started = ev.RunStarted(
             time_ms=now, actor=seams.actor, payload=payload, workflow=workflow.name,
             seed=ids.new_message_id(), workflow_version=workflow.version,
-            python_version=_python_version(), logic_flags=[],
+            python_version=_python_version(), logic_flags=[], latency=latency,
         )  # fmt: skip
         new = NewRun(
             project=project or seams.project, id=run_id, workflow=workflow.name, started=started,

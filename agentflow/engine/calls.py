@@ -16,6 +16,7 @@ CallState = Literal[
     "new",  # asked in this drain, or only known from the history
     "scheduled",  # recorded; waits for a guard, an approval, or its first start
     "started",  # an attempt is in flight
+    "deferred",  # its answer may take hours: no attempt is in memory
     "backoff",  # failed; waits for its next attempt
     "doubt",  # outcome unknown; waits for a person or for reconcile
     "done",
@@ -42,6 +43,8 @@ class Call:
         approval_id: Approval that it waits for or has been given.
         edited: Arguments that the approver changed.
         provider_ref: The provider's handle of the attempt in flight.
+        started_seq: Seq of its last ActivityStarted.
+        window: Within how long its answer is wanted, while an attempt of it is deferred.
         outcome: Its outcome event if that came before code asked (explicit keys).
     """
 
@@ -70,8 +73,10 @@ class Call:
         "retry_at_ms",
         "returns",
         "scheduled_at_ms",
+        "started_seq",
         "state",
         "timer",
+        "window",
         "workflow",
     )  # fmt: skip
 
@@ -95,6 +100,8 @@ class Call:
         self.approved = False
         self.edited: Payload | None = None
         self.provider_ref: str | None = None
+        self.started_seq = 0
+        self.window = ""
         self.outcome: Any = None
         self.recorded: Any = None
         self.timer: DurableTimer | None = None
@@ -132,6 +139,12 @@ class Call:
     def name(self) -> str:
         """The activity's or workflow's name."""
         return self.activity_call.activity.name if self.activity_call else self.workflow
+
+    @property
+    def label(self) -> str:
+        """A word for people: an agent's name, else the activity's."""
+        asked = self.activity_call
+        return (asked.label if asked else "") or self.name
 
     def __repr__(self) -> str:
         """Return kind, key and state."""

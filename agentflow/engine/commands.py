@@ -14,11 +14,16 @@ from agentflow.history.events import ActivityStarted, AnyEvent
 
 @dataclass(frozen=True, slots=True)
 class StartAttempt:
-    """Run an attempt; its Started event is committed."""
+    """Run an attempt; its Started event is committed.
+
+    Attributes:
+        answer: What was said to it while it was deferred; None = it is to be asked.
+    """
 
     call: Call
     attempt: int
     granted: dict[str, Any]
+    answer: object = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,20 @@ R_co = TypeVar("R_co", covariant=True)
 
 Effect = Literal["read", "idempotent", "once"]
 OnDoubt = Literal["retry", "fail", "ask"]
+Latency = Literal["now", "2h", "8h", "24h"]
+LATENCIES: tuple[Latency, ...] = ("now", "2h", "8h", "24h")
+GRANTED_LATENCY = "latency"
+"""Term in `ActivityStarted.granted` of an attempt whose answer waits: within how long."""
+
+
+def check_latency(latency: str | None, *, where: str) -> None:
+    """Check a word for how long an answer may take.
+
+    Raises:
+        UsageError: it is none of `LATENCIES`.
+    """
+    if latency is not None and latency not in LATENCIES:
+        raise UsageError(f"{where}: latency={latency!r} is none of {', '.join(LATENCIES)}")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,6 +51,8 @@ class ActivityContext:
         label: The call's label, such as an agent's name.
         previous_ref: Handle under which the outside world still works on an earlier attempt; see
             `ActivityOptions.resumes`.
+        answer: What the outside world said to a deferred attempt; opaque. None = it is to be asked.
+        latency: How long the answer may take, such as ``24h``; "" = it is wanted now.
         is_abandoned: Tells, when the attempt is cancelled, whether nobody wants its outcome any
             more; otherwise the process ends, and the next one goes on.
         granted: Terms under which the attempt may run, such as ``max_output_tokens``.
@@ -60,6 +76,8 @@ class ActivityContext:
     on_item: Callable[[object], None] | None = None
     on_ref: Callable[[str], Awaitable[None] | None] = lambda _: None
     previous_ref: str | None = None
+    answer: object = None
+    latency: str = ""
     is_abandoned: Callable[[], bool] = lambda: False
 
     def heartbeat(self) -> None:
@@ -89,6 +107,8 @@ class ActivityOptions:
         reconcile: Asks the outside world what happened; see `activity`.
         resumes: Whether an attempt goes on from `ActivityContext.previous_ref` without repeating
             anything; then a doubtful attempt whose handle is known needs no other policy.
+        defers: Whether it takes its answer later, from `ActivityContext.answer`.
+        latency: How long its answer may take, where it defers; None = as the run says.
     """
 
     effect: Effect = "idempotent"
@@ -99,6 +119,8 @@ class ActivityOptions:
     on_doubt: OnDoubt = "retry"
     reconcile: Callable[..., Any] | None = None
     resumes: bool = False
+    defers: bool = False
+    latency: Latency | None = None
 
     @property
     def doubt_policy(self) -> str:

@@ -17,7 +17,9 @@ from agentflow.engine.definition import (
     ActivityOptions,
     Definition,
     Effect,
+    Latency,
     OnDoubt,
+    check_latency,
 )
 from agentflow.engine.doors import guard_namespace
 from agentflow.errors import UnknownWorkflowError, UsageError
@@ -144,6 +146,7 @@ class Activity(ActivityDefinition[P, R_co]):
         timeout: timedelta | None = None,
         label: str | None = None,
         on_doubt: OnDoubt | None = None,
+        latency: Latency | None = None,
     ) -> typing.Self:
         """Return this activity with other terms for the calls made through the copy.
 
@@ -153,10 +156,18 @@ class Activity(ActivityDefinition[P, R_co]):
             timeout: Longest time of one attempt.
             label: A word for people.
             on_doubt: What happens when an attempt's outcome is unknown.
+            latency: How long the answer of a model call may take: ``now``, ``2h``, ``8h``, ``24h``.
 
         Returns:
             A copy; the registered activity stays as it is.
+
+        Raises:
+            UsageError: a latency for something that is no model call, or none of these words.
         """
+        if latency is not None and not self.options.defers:
+            msg = f"{self.name}: only a model's answer can wait for less money"
+            raise UsageError(msg, hint="Leave latency= out.")
+        check_latency(latency, where=self.name)
         other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__)
         other.options = replace(
@@ -164,6 +175,7 @@ class Activity(ActivityDefinition[P, R_co]):
             retry=retry or self.options.retry,
             timeout=timeout or self.options.timeout,
             on_doubt=on_doubt or self.options.on_doubt,
+            latency=latency or self.options.latency,
         )
         other.key = key if key is not None else self.key
         other.label = label if label is not None else self.label

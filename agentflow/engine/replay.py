@@ -37,7 +37,7 @@ from agentflow.engine.commands import (
     StartAttempt,
 )
 from agentflow.engine.context import Decision, RandomStream, RunInfo
-from agentflow.engine.definition import ActivityOptions
+from agentflow.engine.definition import GRANTED_LATENCY, ActivityOptions
 from agentflow.engine.definitions import OnMismatch, Workflow
 from agentflow.engine.ending import Ending, Parking, bug_text, ending_of
 from agentflow.engine.fingerprint import mismatch_text, name_of, refreshed
@@ -296,9 +296,14 @@ class Machine:
         for start in batch.starts:
             call = start.call
             if call.key in granted:
+                call.started_seq = self.next_seq
                 self.next_seq += 1
-                call.state = "started"
                 call.attempt = start.event.attempt
+                call.window = granted[call.key].get(GRANTED_LATENCY, "")
+                if call.window:
+                    call.state = "deferred"
+                    continue
+                call.state = "started"
                 commands.append(StartAttempt(call, call.attempt, granted[call.key]))
             else:
                 self._refuse(call, refused.get(call.key, "unknown"), details.get(call.key, ""))
@@ -342,6 +347,10 @@ class Machine:
             case ev.ActivityStarted():
                 call = self._known(event)
                 call.state, call.attempt = "started", event.attempt
+                call.started_seq = event.seq
+                call.window = event.granted.get(GRANTED_LATENCY, "")
+                if call.window:
+                    call.state = "deferred"
                 if event.seq > max(self.history.cut_ids, default=event.seq):
                     self._voided.tried_again(call.key)
                 self._to_start.pop(call.key, None)
@@ -783,12 +792,14 @@ class Machine:
         if call.kind == "child" and call.on_parent_end == "detach" and not call.is_waited_for:
             return  # the wait ended, the child goes on
         self.record(ev.ActivityCancelRequested(key=call.key), self._now_ms)
-        if call.kind == "activity" and call.state != "started":
+        if call.kind == "activity" and call.state not in {"started", "deferred"}:
             self.record(ev.ActivityCancelled(key=call.key, attempt=call.attempt), self._now_ms)
             self._done(call)
             return
         if call.kind == "child":
             self._untold.add(call.key)
+        elif call.state == "deferred":
+            call.state = "started"  # until its outcome says that it was taken back
         self._command(CancelAttempt(call))
 
     # --- starts, doubts ---------------------------------------------------------------------
@@ -816,6 +827,35 @@ class Machine:
         return [
             c for c in self._open_calls.values() if c.kind == "activity" and c.state == "started"
         ]
+
+    def deferred(self) -> list[Call]:
+        """Return calls that wait for an answer that may take hours."""
+        return [c for c in self._open_calls.values() if c.state == "deferred"]
+
+    @property
+    def is_deferred(self) -> bool:
+        """Whether a call waits for an answer that may take hours."""
+        return any(c.state == "deferred" for c in self._open_calls.values())
+
+    def call_of(self, key: str, started_seq: int) -> Call | None:
+        """Return the call whose attempt began with that event, unless it is done."""
+        call = self.calls.get(key)
+        if call is None or call.started_seq != started_seq or call.state == "done":
+            return None
+        return call
+
+    def take_answer(self, call: Call, answer: object) -> StartAttempt:
+        """Return what takes the answer to a deferred call in."""
+        call.state = "started"
+        return StartAttempt(call, call.attempt, {GRANTED_LATENCY: call.window}, answer)
+
+    def hand_back(self, call: Call) -> None:
+        """Let a call wait on for its answer: it could not be taken back."""
+        call.state = "deferred"
+
+    def drop_message(self, inbox_row: int) -> None:
+        """Take note, with the next commit, that a message means nothing any more."""
+        self._batch.inbox_done.append(inbox_row)
 
     def doubt(self, call: Call, now_ms: int) -> None:
         """Record that the attempt's outcome is unknown, and do what its policy says."""
@@ -868,6 +908,10 @@ class Machine:
                 isinstance(c, Reconcile) and c.call is call for c in self._batch.commands
             ):
                 self._command(Reconcile(call, call.attempt))
+        for call in self.deferred():
+            if call.cancel_recorded:  # its worker died before it was taken back
+                call.state = "started"
+                self._command(CancelAttempt(call))
         told = {c.call.key for c in self._batch.commands if isinstance(c, CancelAttempt)}
         for key in sorted(self._untold - told):
             self._command(CancelAttempt(self.calls[key]))
@@ -961,6 +1005,7 @@ class Machine:
             if c.approval_id and c.state != "started"
         ]
         words += [f"signal {name}" for name in self._mailbox.wanted()]
+        words += [f"answer of {c.label} within {c.window}" for c in self.deferred()]
         words += [
             f"child {c.child_id[:13]}" for c in self._open_calls.values() if c.kind == "child"
         ]
@@ -1066,7 +1111,8 @@ class Machine:
         placeholder = self.calls.get(call.key)
         if placeholder is not None:  # its later events were applied before code came to ask
             for name in ("state", "attempt", "outcome", "cancel_recorded", "provider_ref",
-                         "approval_id", "approved", "edited", "retry_at_ms"):  # fmt: skip
+                         "approval_id", "approved", "edited", "retry_at_ms", "window",
+                         "started_seq"):  # fmt: skip
                 setattr(call, name, getattr(placeholder, name))
             if call.approval_id:
                 self._approvals[call.approval_id] = call

@@ -51,6 +51,7 @@ class RunStarted(Event):
     logic_flags: list[str]
     parent: list[str] | None = None  # [parent run id, key of the call]
     on_parent_end: str | None = None
+    latency: str | None = None  # how long answers of models may take; None = as the code says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from agentflow.dataclass import dataclass
 from agentflow.ledger.entries import EXACT, PICO, plain
 from agentflow.ledger.overlay import CALL_UNITS, PER, Overlay, discounted, overlaid
-from agentflow.ledger.rules import CACHE_WRITE_12H_FACTOR, Terms, terms, vendor_of
+from agentflow.ledger.rules import CACHE_WRITE_12H_FACTOR, STANDARD, Terms, terms, vendor_of
 from agentflow.loading import load
 
 if TYPE_CHECKING:
@@ -245,6 +245,10 @@ def make_sheet(
         variant=agreed.name,
         on=at.astimezone(UTC).date(),
     )
+    if agreed.unlisted and not {"input", "output"} <= negotiated.keys():
+        names, on = (f"{vendor}:{canonical}", model), at.astimezone(UTC).date()
+        if discount == discounted(overlays, names=names, variant=STANDARD, on=on):
+            agreed = replace(agreed, doubts=(*agreed.doubts, agreed.unlisted))
     bare = Sheet(
         model=f"{vendor}:{canonical}",
         vendor=vendor,

@@ -9,7 +9,7 @@ key                   values                                       effect
 ``processing``        ``standard`` · ``batch``                     price variant
 ``inference_geo``     ``global``, ``not_available`` · ``us``       factor 1.1 (Anthropic)
 ``region``            ``global`` · ``us``, ``eu``, …               factor 1.1 (OpenAI)
-``completion_window`` ``soonest`` · ``2h``, ``8h``                 a discount that nobody lists
+``completion_window`` ``soonest`` · ``2h``, ``8h``                 discount of overlays only
 ``unbilled``          the reason why, in words                     status ``not_billed``
 ===================== ============================================ ===========================
 
@@ -71,6 +71,7 @@ class Terms:
         list_factor: What the standard list price is multiplied by: the region alone.
         notes: Rules that were applied, for `explain`.
         doubts: What was not understood, in words.
+        unlisted: A discount that no public list has, in words: a doubt unless an overlay has it.
     """
 
     variant: tuple[tuple[str, str], ...] = ()
@@ -79,6 +80,7 @@ class Terms:
     list_factor: Decimal = Decimal(1)
     notes: tuple[str, ...] = ()
     doubts: tuple[str, ...] = ()
+    unlisted: str = ""
 
 
 def vendor_of(model: str) -> tuple[str, str]:
@@ -110,14 +112,16 @@ def terms(vendor: str, model: str, tier: str | None, context: Mapping[str, str])
         if key not in _KNOWN_KEYS
     ]
     window = context.get("completion_window", "")
+    unlisted = ""
     if window not in _ORDINARY:
-        doubts.append(f"the discount for completion_window={window} is not known (priced without)")
+        unlisted = f"the discount for completion_window={window} is not known (priced without)"
     if len(asked) > 1:
         both = " and ".join(value for _, value in asked)
         doubts.append(f"no price is known for {both} together")
     factor, notes, region_doubt = _region(vendor, model, context)
     list_factor = factor
-    name = "+".join(value for _, value in asked) or STANDARD
+    named = [value for _, value in asked] + ([window] if unlisted else [])
+    name = "+".join(named) or STANDARD
     if vendor == "openai" and ("service_tier", "ultrafast") in asked:
         asked.remove(("service_tier", "ultrafast"))
         factor *= ULTRAFAST_FACTOR
@@ -131,6 +135,7 @@ def terms(vendor: str, model: str, tier: str | None, context: Mapping[str, str])
         list_factor=list_factor,
         notes=notes,
         doubts=(*doubts, *region_doubt),
+        unlisted=unlisted,
     )
 
 

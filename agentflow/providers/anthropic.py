@@ -23,7 +23,9 @@ from agentflow.llm.response import ModelResponse
 from agentflow.llm.stream import Delta
 from agentflow.llm.usage import Usage
 from agentflow.protocols import ProviderCall
+from agentflow.providers.anthropic_deferral import BatchDesk
 from agentflow.providers.counts import Counts, trimmed
+from agentflow.providers.deferral import refusal
 from agentflow.providers.exchange import (
     Assembler,
     Received,
@@ -49,6 +51,7 @@ _MAX_TOKENS_OF_OLD = (
 _BUDGETED = re.compile(r"claude-(?:3-|\w+-4-(?:0|1|5)\b|\w+-4-20|4-)")
 _BUDGET_TOKENS = {"minimal": 1_024, "low": 2_048, "medium": 8_192, "high": 16_384}
 _LEAST_BUDGET_TOKENS = 1_024  # the API's own minimum
+_WINDOWS = ("24h",)
 _EPHEMERAL = {"cache_control": {"type": "ephemeral"}}
 _FINISH: dict[str, FinishReason] = {
     "end_turn": "stop",
@@ -102,6 +105,14 @@ class Anthropic(SdkProvider):
             # API version 2026-10-21 has no temperature any more.
             not_sent={} if temperature is None else {"temperature": temperature},
         )
+
+    def desk(self, window: str) -> BatchDesk | None:
+        """Return who takes calls whose answers may wait: Message Batches."""
+        return BatchDesk(self) if window in _WINDOWS else None
+
+    def refuses(self, request: ModelRequest, window: str) -> str:
+        """Return in words why *request* cannot wait so long; "" = it can."""
+        return refusal(request, window, _WINDOWS)
 
     def longest_answer(self, request: ModelRequest) -> int | None:
         """Return the `max_tokens` that is sent where the request names none."""

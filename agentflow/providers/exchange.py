@@ -133,6 +133,37 @@ class SdkProvider(ABC):
             return await self._streamed(wire, call, about)
         return await self._whole(wire, call, about)
 
+    @property
+    def client(self) -> Any:
+        """The SDK client, made from the environment where nobody gave one.
+
+        Raises:
+            ProviderError: there is no key.
+        """
+        return self._connected()
+
+    @property
+    def here(self) -> Vendor:
+        """Whom messages are about, with the host that requests go to."""
+        return self._about(self._connected())
+
+    def wire(self, request: ModelRequest, call: ProviderCall) -> Wire:
+        """Return the vendor's form of *request*."""
+        self._connected()
+        return self._wire(request, call)
+
+    def understood(self, received: Received, call: ProviderCall) -> ModelResponse:
+        """Return an answer that came in another way than through `complete`.
+
+        Raises:
+            ProviderError: it is none, or it stands for an error.
+        """
+        return self._understood(received, self.here, call)
+
+    def open_stream(self) -> Any:
+        """Return the SDK's stream class, for what is read as it comes."""
+        return self._stream_class()
+
     async def close(self) -> None:
         """Close connections, unless the client is the caller's own."""
         if self._owned and self._client is not None:

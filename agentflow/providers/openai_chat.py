@@ -23,6 +23,7 @@ from agentflow.llm.usage import Usage
 from agentflow.protocols import ProviderCall
 from agentflow.providers import openai_parts as parts
 from agentflow.providers.counts import Counts, trimmed
+from agentflow.providers.deferral import refusal
 from agentflow.providers.exchange import (
     Assembler,
     Received,
@@ -34,6 +35,9 @@ from agentflow.providers.exchange import (
     with_extra,
 )
 from agentflow.providers.http_errors import Vendor, missing_key
+from agentflow.providers.openai_deferral import BatchDesk
+
+_WINDOWS = ("24h",)
 
 # Where compatible servers put a model's thoughts (DeepSeek and vLLM, OpenRouter and Ollama).
 _THOUGHTS = ("reasoning_content", "reasoning", "reasoning_details")
@@ -83,6 +87,14 @@ class OpenAIChat(SdkProvider):
             headers=headers,
             not_sent=not_sent,
         )
+
+    def desk(self, window: str) -> BatchDesk | None:
+        """Return who takes calls whose answers may wait: the Batch API."""
+        return BatchDesk(self, "/v1/chat/completions") if window in _WINDOWS else None
+
+    def refuses(self, request: ModelRequest, window: str) -> str:
+        """Return in words why *request* cannot wait so long; "" = it can."""
+        return refusal(request, window, _WINDOWS)
 
     def _assembler(self) -> Assembler:
         return _Stream()

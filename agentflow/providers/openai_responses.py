@@ -26,10 +26,11 @@ from agentflow.llm.request import FinishReason, ModelRequest
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.stream import Delta
 from agentflow.llm.usage import Usage
-from agentflow.protocols import ProviderCall
+from agentflow.protocols import Desk, ProviderCall
 from agentflow.providers import openai_parts as parts
 from agentflow.providers.background import BackgroundProvider, Patience
 from agentflow.providers.counts import Counts, trimmed
+from agentflow.providers.deferral import refusal
 from agentflow.providers.exchange import (
     Assembler,
     Received,
@@ -40,9 +41,11 @@ from agentflow.providers.exchange import (
     with_extra,
 )
 from agentflow.providers.http_errors import Vendor, missing_key, status_error
+from agentflow.providers.openai_deferral import BatchDesk, WindowDesk
 
 _ENCRYPTED = "reasoning.encrypted_content"
 _HOME = "api.openai.com"
+_WINDOWS = ("2h", "8h", "24h")
 
 # Fields by which the vendor repeats the request, or says nothing.
 _ECHOED = frozenset(
@@ -100,6 +103,28 @@ class OpenAIResponses(BackgroundProvider):
         if self.keeps(request):
             body |= {"background": True, "store": True}
         return Wire(body=with_extra(body, extra), headers=headers, not_sent=not_sent)
+
+    def desk(self, window: str) -> Desk | None:
+        """Return who takes calls whose answers may wait: the Batch API, or a response's window."""
+        if window == "24h":
+            return BatchDesk(self, "/v1/responses")
+        return WindowDesk(self, window) if window in _WINDOWS else None
+
+    def refuses(self, request: ModelRequest, window: str) -> str:
+        """Return in words why *request* cannot wait so long; "" = it can.
+
+        A completion window needs the background, where the vendor stores the answer.
+        """
+        why = refusal(request, window, _WINDOWS)
+        if why or window == "24h":
+            return why
+        self._connected()
+        if self.keeps(request):
+            return ""
+        return (
+            "a completion window needs the background, which is off here; offered is 24h, or "
+            "ModelSettings(background=True)"
+        )
 
     def _assembler(self) -> Assembler:
         return _Stream()

@@ -20,7 +20,7 @@ import hashlib
 import inspect
 import json
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -29,6 +29,7 @@ from pydantic import TypeAdapter
 from agentflow.codec import canonical
 from agentflow.dataclass import dataclass
 from agentflow.errors import ProviderError, UnknownModelError
+from agentflow.llm.deferral import DeskTerms, Found, Parcel, Result, Standing
 from agentflow.llm.messages import (
     ImagePart,
     Message,
@@ -42,12 +43,13 @@ from agentflow.llm.request import ModelRequest
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.stream import Delta
 from agentflow.llm.usage import Usage
-from agentflow.protocols import ProviderCall
+from agentflow.protocols import AskedPages, ProviderCall
 from agentflow.providers.counts import Counts
 from agentflow.providers.exchange import model_name
 from agentflow.sync_point import sync_point
 
 _BYTES_PER_TOKEN = 4  # the rule of thumb for English; what matters is that it never changes
+_SERVER_ERROR = 500  # and above: worth another try
 _IMAGE_TOKENS = 258  # one number for every image
 
 
@@ -77,6 +79,7 @@ Function: TypeAlias = "Callable[[ModelRequest], Turn | Awaitable[Turn]]"
 Script: TypeAlias = "Sequence[Turn] | Function"
 
 _REQUEST: TypeAdapter[ModelRequest] = TypeAdapter(ModelRequest)
+_RESPONSE: TypeAdapter[ModelResponse] = TypeAdapter(ModelResponse)
 _REGISTERED: dict[str, Script] = {}
 
 
@@ -157,6 +160,14 @@ class Scripted:
         sync_point("provider.after_answer")
         return response
 
+    def desk(self, window: str) -> ScriptedDesk:  # noqa: ARG002 -- scripts have time
+        """Return who takes calls whose answers may wait."""
+        return ScriptedDesk(self)
+
+    def refuses(self, request: ModelRequest, window: str) -> str:  # noqa: ARG002
+        """Return "": a script can wait."""
+        return ""
+
     async def close(self) -> None:
         """Do nothing: there are no connections."""
 
@@ -176,6 +187,70 @@ class Scripted:
                 on_delta(delta)
             if self._word_delay:
                 await asyncio.sleep(self._word_delay.total_seconds())
+
+
+class ScriptedDesk:
+    """Takes calls whose answers may wait; they are there at once, and after a restart too.
+
+    Args:
+        provider: Whose scripts answer.
+    """
+
+    terms = DeskTerms(calls=10_000, bytes=1 << 30, is_instant=True)
+
+    def __init__(self, provider: Scripted) -> None:
+        self._provider = provider
+
+    def line(self, custom_id: str, request: ModelRequest, call: ProviderCall) -> bytes:  # noqa: ARG002
+        """Return the name of the call: what it asks is asked again when it is answered."""
+        return custom_id.encode()
+
+    async def submit(self, parcel: Parcel, lines: Sequence[bytes]) -> str:  # noqa: ARG002
+        """Take a parcel."""
+        return f"scripted_{parcel.id}"
+
+    async def find(self, parcel: Parcel) -> Found:
+        """Find a parcel: every one was taken."""
+        return Found(ref=f"scripted_{parcel.id}")
+
+    async def look(self, ref: str) -> Standing:  # noqa: ARG002
+        """Say that the answers are there."""
+        return Standing(is_done=True)
+
+    async def results(
+        self,
+        parcel: Parcel,  # noqa: ARG002
+        asked: AskedPages,
+    ) -> AsyncIterator[tuple[str, Result]]:
+        """Yield what the scripts say, or that they fail."""
+        async for custom_id, request, call in asked():
+            try:
+                answer = await self._provider.complete(request, call)
+            except ProviderError as e:
+                status = _SERVER_ERROR if e.retryable else 400
+                yield custom_id, Result(kind="error", status=status, reason=e.message)
+            else:
+                yield (
+                    custom_id,
+                    Result(kind="answer", body=_RESPONSE.dump_python(answer, mode="json")),
+                )
+
+    async def cancel(self, ref: str) -> None:
+        """Do nothing: it is over already."""
+
+    def read(self, result: Result, request: ModelRequest, call: ProviderCall) -> ModelResponse:  # noqa: ARG002
+        """Return the answer that a result holds.
+
+        Raises:
+            ProviderError: the script failed.
+        """
+        if result.kind == "answer":
+            return _RESPONSE.validate_python(result.body)
+        error = ProviderError(
+            result.reason, retryable=result.status >= _SERVER_ERROR, status=result.status
+        )
+        error.data["unbilled"] = "a script failed"
+        raise error
 
 
 async def _resolve(found: Script | Turn, request: ModelRequest, call: ProviderCall) -> Answer:

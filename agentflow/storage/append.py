@@ -20,7 +20,7 @@ from agentflow.errors import FencedError, NotFoundError
 from agentflow.history.events import AnyEvent
 from agentflow.ledger.budgets import Refused
 from agentflow.protocols import ENDED, Append, Appended, Message, Start
-from agentflow.storage import approvals, inbox, ledger, runs
+from agentflow.storage import approvals, deferral, inbox, ledger, runs
 from agentflow.storage.payloads import write_parts
 from agentflow.storage.plan import (
     ENDS,
@@ -234,6 +234,7 @@ def write(tx: Tx, planned: Sequence[Planned]) -> None:
     sync_point("append.after_payloads")
     inbox.finish(tx, [(row, p.state.pk) for p in planned for row in p.batch.inbox_done])
     approvals.note(tx, planned)
+    deferral.queue(tx, planned)
     sync_point("append.before_ledger")
     ledger.write(tx, planned)
 

@@ -104,6 +104,8 @@ class Planned:
     void_keys: Sequence[str] = ()
     terminal: AnyEvent | None = None
     reopened: bool = False
+    deferred: Sequence[tuple[int, Start]] = ()
+    void_after: int = 0
 
 
 def encode(batch: Append) -> Encoded:
@@ -175,9 +177,12 @@ def settle_early(state: State, batch: Append) -> Appended | Exception | None:
 
 
 def waits_for_record(state: State, batch: Append) -> bool:
-    """Return whether messages wait that *batch* does not record."""
-    done = batch.inbox_done
-    return any(row not in done for row, _ in state.waiting)
+    """Return whether messages wait that *batch* does not record.
+
+    A parked run takes no answers to deferred calls in: they wait until somebody lets it go on.
+    """
+    done, late = batch.inbox_done, "answer" if batch.status in PARKED else ""
+    return any(row not in done for row, kind in state.waiting if kind != late)
 
 
 def check_end(planned: Planned) -> None:
@@ -290,8 +295,10 @@ def plan(
         event = start.event
         if verdict:
             event = replace(event, granted={**event.granted, **verdict})
-        writer.write(event, data_of(event) if verdict else data)
+        seq = writer.write(event, data_of(event) if verdict else data)
         granted[key] = event.granted
+        if start.route is not None:
+            planned.deferred = (*planned.deferred, (seq, start))
     behind = list(take_marks())
     writer.mark(behind)
     waits = bool(state.waiting) and waits_for_record(state, batch)
@@ -324,6 +331,7 @@ def note_fact(planned: Planned, event: AnyEvent, seq: int) -> None:
             planned.state.segment_seq = seq
         case RunReopened():
             planned.void_all = planned.reopened = True
+            planned.void_after = event.at_seq
             planned.requests = ()
             planned.terminal = planned.state.output_seq = planned.state.ended_at_ms = None
         case ActivityCancelRequested() if event.key:

@@ -26,7 +26,7 @@ from sqlalchemy import (
 # Partial indexes name the option of SQLite only: for another, SQLAlchemy would load the dialect of
 # PostgreSQL (20 ms) just to check the name.
 # A dialect for it copies these conditions.
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 METADATA = MetaData()
 Number = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER can be SQLite's rowid
@@ -369,6 +369,62 @@ queue_limits = Table(
     Column("last_lane", Text, nullable=False),
     UniqueConstraint("scope", "name"),
 )
+
+# Attempts that no process works on: queued (parcel_pk is NULL), or with a vendor. A row goes when
+# its answer is in the inbox of its run.
+deferred_calls = Table(
+    "deferred_calls",
+    METADATA,
+    Column("run_pk", Number, nullable=False),
+    Column("seq", Number, nullable=False),  # of its ActivityStarted
+    Column("key", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("latency", Text, nullable=False),
+    Column("queued_at_ms", Number, nullable=False),
+    Column("parcel_pk", Number),
+    Column("custom_id", Text),
+    Column("abandoned", Integer, nullable=False),
+    PrimaryKeyConstraint("run_pk", "seq"),
+    sqlite_with_rowid=False,
+)
+Index("deferred_calls_of_parcel", deferred_calls.c.parcel_pk, deferred_calls.c.custom_id)
+Index(
+    "deferred_calls_queued",
+    deferred_calls.c.model,
+    deferred_calls.c.latency,
+    deferred_calls.c.queued_at_ms,
+    sqlite_where=deferred_calls.c.parcel_pk.is_(None),
+)
+
+# Calls that went to a vendor together; a row stays, so that nobody takes its batch for a lost one.
+parcels = Table(
+    "parcels",
+    METADATA,
+    Column("pk", Number, primary_key=True, autoincrement=True),
+    Column("id", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("latency", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("ref", Text),
+    Column("calls", Number, nullable=False),
+    Column("created_at_ms", Number, nullable=False),
+    Column("sent_at_ms", Number, nullable=False),
+    Column("tries", Integer, nullable=False),
+    Column("looks", Integer, nullable=False),
+    Column("stopped", Integer, nullable=False),
+    Column("strangers", Text),  # JSON array of references that are not its own
+    Column("next_at_ms", Number),  # when somebody must see to it; None = it is done
+    Column("owner", Text),
+    Column("lease_until_ms", Number, nullable=False),
+    UniqueConstraint("id"),
+)
+Index(
+    "parcels_next",
+    parcels.c.next_at_ms,
+    sqlite_where=parcels.c.next_at_ms.is_not(None),
+)
+Index("parcels_ref", parcels.c.ref)
 
 schema_table = Table(
     "agentflow_schema",

@@ -16,6 +16,7 @@ from agentflow.history.events import AnyEvent
 from agentflow.ledger.budgets import Budget
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
 from agentflow.ledger.spending import Spending
+from agentflow.llm.deferral import DeferredCall, Parcel, Route, Withdrawn
 from agentflow.llm.stream import StreamItem
 from agentflow.loading import load
 from agentflow.protocols import (
@@ -23,15 +24,18 @@ from agentflow.protocols import (
     Append,
     Appended,
     Approval,
+    Asked,
     Beat,
     Booking,
     BudgetChange,
     Checkup,
     Claimed,
+    Delivery,
     InboxRow,
     LedgerWrite,
     Message,
     NewRun,
+    ParcelNews,
     QueueLimit,
     QueueState,
     RunFilter,
@@ -47,6 +51,7 @@ from agentflow.storage import (
     approvals,
     audit,
     budgets,
+    deferral,
     doctor,
     history,
     inbox,
@@ -86,6 +91,14 @@ ADJUST = each(adjust.adjust)
 BOOK = each(adjust.book)
 DROP = each(prune.drop)
 SWEEP = each(prune.sweep)
+PACK = each(deferral.pack)
+PUT_BACK = each(deferral.put_back)
+CLAIM_PARCELS = each(deferral.claim)
+NOTE_PARCEL = each(deferral.note)
+HURRY = each(deferral.hurry)
+DELIVER = each(deferral.deliver)
+DROP_CALL = each(deferral.drop)
+WITHDRAW = each(deferral.withdraw)
 
 
 class SqlStore:
@@ -399,6 +412,72 @@ class SqlStore:
     async def inbox(self, run_pks: Sequence[int]) -> list[InboxRow]:
         """Return the messages of these runs, oldest first."""
         return await self._db.read(lambda tx: inbox.waiting(tx, run_pks))
+
+    # -- calls whose answer may wait
+
+    async def pack(
+        self, route: Route, *, parcel_id: str, quiet_ms: int, longest_ms: int, most: int
+    ) -> Parcel | None:
+        """Gather the queued calls of a route into a parcel, unless more still come."""
+        wanted = deferral.Packing(route, parcel_id, quiet_ms, longest_ms, most)
+        return await self._db.write(PACK, wanted)
+
+    async def routes(self) -> list[tuple[Route, int]]:
+        """Return the routes in which calls are queued, each with the time of its youngest call."""
+        return await self._db.read(deferral.routes)
+
+    async def claim_parcels(self, worker_id: str, *, now_ms: int, limit: int) -> list[Parcel]:
+        """Take parcels that somebody must see to now."""
+        is_alone = not self.is_shared  # its lock says that no other worker is alive
+        wanted = deferral.ParcelClaim(worker_id, now_ms, limit, is_alone)
+        return await self._db.write(CLAIM_PARCELS, wanted)
+
+    async def next_parcel_ms(self) -> int | None:
+        """Return when a parcel must be seen to next, or None."""
+        return await self._db.read(deferral.next_ms)
+
+    async def asked(self, parcel_pk: int, *, after: str = "", limit: int = 200) -> list[Asked]:
+        """Return calls of a parcel that somebody waits for, behind a custom id."""
+        return await self._db.read(lambda tx: deferral.asked(tx, parcel_pk, after, limit))
+
+    async def asked_by(self, call: DeferredCall) -> Asked:
+        """Return what one call asks, whether somebody waits for it or not."""
+        return await self._db.read(lambda tx: deferral.asked_by(tx, call))
+
+    async def put_back(self, parcel_pk: int, custom_ids: Sequence[str]) -> None:
+        """Queue calls of a parcel that was not sent again."""
+        await self._db.write(PUT_BACK, (parcel_pk, custom_ids))
+
+    async def note_parcel(self, worker_id: str, news: ParcelNews) -> None:
+        """Write what has become of a parcel."""
+        await self._db.write(NOTE_PARCEL, deferral.Noting(worker_id, news))
+
+    async def deliver(
+        self, worker_id: str, parcel_pk: int, answers: Sequence[Delivery]
+    ) -> list[DeferredCall]:
+        """Put answers into the inboxes of their runs; return the calls that nobody waits for."""
+        wanted = deferral.Delivering(worker_id, parcel_pk, answers)
+        return await self._db.write(DELIVER, wanted)
+
+    async def left(self, parcel_pk: int, custom_ids: Sequence[str] = ()) -> list[DeferredCall]:
+        """Return the calls of a parcel that are not answered: those named, or all of them."""
+        return await self._db.read(lambda tx: deferral.left(tx, parcel_pk, custom_ids))
+
+    async def drop_call(self, run_pk: int, seq: int) -> None:
+        """Forget a deferred call: its answer is booked."""
+        await self._db.write(DROP_CALL, (run_pk, seq))
+
+    async def withdraw(self, run_pk: int, key: str, attempt: int) -> Withdrawn:
+        """Take note that nobody waits for a deferred call; say how far it had come."""
+        return await self._db.write(WITHDRAW, deferral.Withdrawal(run_pk, key, attempt))
+
+    async def next_answer_ms(self, run_pk: int) -> int | None:
+        """Return when an answer to a deferred call of a run may come next, or None."""
+        return await self._db.read(lambda tx: deferral.next_answer_ms(tx, run_pk))
+
+    async def hurry(self, ref: str) -> bool:
+        """Let the parcel with a vendor's reference be looked at now."""
+        return await self._db.write(HURRY, ref)
 
     async def next_wake_ms(self, served: Served = EVERYTHING, *, after_ms: int = -1) -> int | None:
         """Return when the next run that this worker may take wants attention, or None."""

@@ -36,10 +36,12 @@ from typing import Any, Self
 from urllib.parse import parse_qs, urlsplit
 
 from agentflow.dataclass import dataclass
+from agentflow.testing.kept_batches import BATCH_PATHS, MAKES_BATCH, BatchDesk, Refused
 from agentflow.testing.kept_responses import KeptResponse
 from agentflow.testing.wire_formats import (
     PATHS,
     Answer,
+    Api,
     Fault,
     Seen,
     error_body,
@@ -108,6 +110,7 @@ class LoopbackServer:
         self._seen: Counter[str] = Counter()
         self._kept: dict[str, tuple[KeptResponse, Record]] = {}
         self._looks: list[tuple[str, str]] = []
+        self.batches = BatchDesk(self._accept)
         self._server = _Server((_HOST, port), _Handler)
         self._server.loopback = self
         self._thread = threading.Thread(
@@ -140,6 +143,12 @@ class LoopbackServer:
         """Every look at a response in the background, as (retrieve, stream or cancel, its id)."""
         with self._lock:
             return list(self._looks)
+
+    @property
+    def kept(self) -> list[str]:
+        """Ids of the responses in the background, oldest first."""
+        with self._lock:
+            return list(self._kept)
 
     def start(self) -> Self:
         """Serve from now on."""
@@ -196,10 +205,24 @@ class LoopbackServer:
         with self._lock:
             self._kept[response.id] = response, record
 
+    def _accept(self, api: Api, custom_id: str, body: dict[str, Any]) -> tuple[Seen, Answer]:
+        """Take one request of a batch: it is counted, and billed whoever fetches the answer."""
+        path = next(path for path, found in PATHS.items() if found == api)
+        record = self.record(path, body, {"idempotency-key": custom_id})
+        seen = Seen(api=api, body=body, headers={}, repeat=record.repeat, number=record.number)
+        record.turns = seen.turns
+        answer = self.reply(seen)
+        fault = answer.fault or Fault()
+        unbilled = fault.status is not None or fault.expired
+        record.outcome = "fault" if unbilled else "answered"
+        record.billed_tokens = 0 if unbilled else sum(token_counts(seen, answer))
+        return seen, answer
+
     def lose(self) -> None:
         """Forget every response in the background, as a vendor does after its time."""
         with self._lock:
             self._kept.clear()
+        self.batches.lose()
 
     def look(self, what: str, id: str) -> tuple[KeptResponse, int | None] | None:
         """Count a look at a response; return it, if it is there, and the status to fail with."""
@@ -260,6 +283,9 @@ class _Handler(BaseHTTPRequestHandler):
         if where.path.startswith(_RESPONSES):
             self._look(where.path.removeprefix(_RESPONSES), parse_qs(where.query))
             return
+        if where.path.startswith(BATCH_PATHS):
+            self._batch("GET", where.path, {k: v[0] for k, v in parse_qs(where.query).items()})
+            return
         if where.path != "/__requests":
             self._json(404, {"error": {"message": f"nothing at {where.path}"}})
             return
@@ -275,6 +301,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "count": len(found),
                 "billed_tokens": sum(r.billed_tokens for r in found),
                 "looks": self.server.loopback.looks,
+                "batches": self.server.loopback.batches.count,
                 "requests": [_plain(r) for r in found],
             },
         )
@@ -332,6 +359,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.loopback.reset()
             self._json(200, {})
             return
+        if path.startswith(BATCH_PATHS):
+            self._batch("POST", path, {}, raw)
+            return
         if path.startswith(_RESPONSES) and path.endswith("/cancel"):
             self._cancel(path.removeprefix(_RESPONSES).removesuffix("/cancel"))
             return
@@ -349,6 +379,31 @@ class _Handler(BaseHTTPRequestHandler):
         seen = Seen(api=api, body=body, headers=headers, repeat=record.repeat, number=record.number)
         record.turns = seen.turns
         self._serve(seen, record)
+
+    def _batch(self, method: str, path: str, query: dict[str, str], raw: bytes = b"") -> None:
+        """Answer what is about files and batches; a broken hand-over may have been accepted."""
+        desk, headers = self.server.loopback.batches, self.headers
+        fault = desk.next_fault() if (method, path) in MAKES_BATCH else None
+        fault = fault or Fault()
+        if fault.disconnect == "before":
+            self._hang_up()
+            return
+        if fault.status is not None:
+            self._json(fault.status, error_body("responses", fault.status), fault.headers)
+            return
+        try:
+            kind = headers.get("content-type", "")
+            answer = desk.answer(method, path, query, raw, kind)
+        except Refused as e:
+            self._json(e.status, {"error": {"type": "invalid_request_error", "message": str(e)}})
+            return
+        if fault.disconnect == "reply":
+            self._hang_up()
+        elif isinstance(answer, bytes):
+            self._head(200, "application/jsonl", len(answer))
+            self.wfile.write(answer)
+        else:
+            self._json(200, answer)
 
     def _cancel(self, id: str) -> None:
         found = self.server.loopback.look("cancel", id)

@@ -40,6 +40,7 @@ class Fault:
         no_usage: Leave the usage out.
         stuck: A response in the background stays in the queue for ever.
         looks: Statuses with which the first looks at it are answered; 0 = hang up.
+        expired: In a batch, the request is not begun in time.
     """
 
     status: int | None = None
@@ -53,6 +54,7 @@ class Fault:
     no_usage: bool = False
     stuck: bool = False
     looks: tuple[int, ...] = ()
+    expired: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +147,7 @@ class Seen:
 
 
 def _asked(body: Mapping[str, Any]) -> dict[str, Any]:
-    how = {"stream", "stream_options", "background", "store"}
+    how = {"stream", "stream_options", "background", "store", "background_options", "metadata"}
     return {k: v for k, v in body.items() if k not in how}
 
 
@@ -236,7 +238,7 @@ def _response(seen: Seen, answer: Answer) -> dict[str, Any]:
     given, made = token_counts(seen, answer)
     reasons = {"length": "max_output_tokens", "content_filter": "content_filter"}
     reason = reasons.get(answer.finish)
-    echoed = {k: seen.body.get(k) for k in (*_ECHOED, "store")}
+    echoed = {k: seen.body.get(k) for k in (*_ECHOED, "store", "metadata")}
     return {
         "id": f"resp_{seen.digest}_{seen.number}",
         "object": "response",

@@ -13,9 +13,10 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from agentflow import ids
+from agentflow.activities.llm_call import llm_call
 from agentflow.activities.tool_call import tool_record
 from agentflow.clock import Clock
-from agentflow.codec import Bodies, Codec, Parts
+from agentflow.codec import Bodies, Codec, Parts, Payload
 from agentflow.dataclass import dataclass
 from agentflow.engine.calls import Call
 from agentflow.engine.commands import Arrival, StartAttempt
@@ -32,6 +33,7 @@ from agentflow.errors import (
 from agentflow.history import events as ev
 from agentflow.history.failure import encode_failure
 from agentflow.ledger.entries import AttemptRecord
+from agentflow.llm.deferral import Result
 from agentflow.llm.stream import Delta, StreamItem
 from agentflow.protocols import LedgerWrite
 from agentflow.retry import delay_seconds
@@ -62,6 +64,7 @@ class RunScope:
     epoch: int
     tags: tuple[str, ...]
     segment: int = 1
+    latency: str = ""
 
 
 class Gate(Protocol):
@@ -123,6 +126,7 @@ class Attempt:
         self._scope = scope
         self._deliver = deliver
         self._granted = command.granted
+        self._answer = command.answer
         self._records: list[AttemptRecord] = []
         self._previous_ref = self._ref_known = command.call.provider_ref
         self._is_late = False
@@ -161,8 +165,27 @@ class Attempt:
 
     def _activity(self) -> ActivityDefinition[..., Any]:
         asked = self.call.activity_call
+        if asked is None and self._answer is not None:
+            return llm_call  # code has not come to ask again: the answer is recorded all the same
         assert asked is not None  # noqa: S101 -- only asked calls are started
         return asked.activity
+
+    def _label(self) -> str:
+        asked, recorded = self.call.activity_call, self.call.recorded
+        return asked.label if asked else str(recorded.options.get("label", "") if recorded else "")
+
+    def _latency(self) -> str:
+        """Return within how long the answer is wanted, "" for at once."""
+        options = self._activity().options
+        latency = (options.latency or self._scope.latency) if options.defers else ""
+        return "" if latency == "now" else latency
+
+    def _said(self) -> object:
+        """Return what was said to a deferred attempt."""
+        if not isinstance(self._answer, Payload):
+            return None
+        house = self._house
+        return house.codec.decode(self._answer, Result, house.bodies, what="deferred answer")
 
     @functools.cached_property
     def context(self) -> ActivityContext:
@@ -184,19 +207,23 @@ class Attempt:
             fencing_token=scope.epoch,
             resources=self._house.resources,
             tags=scope.tags,
-            label=call.activity_call.label if call.activity_call else "",
+            label=self._label(),
             granted=self._granted,
             on_heartbeat=self._beat,
             on_record=self._record,
             on_item=self._item if watched else None,
             on_ref=self._ref,
             previous_ref=self._previous_ref,
+            answer=self._said(),
+            latency=self._latency(),
             is_abandoned=lambda: self._is_late or call.cancel_recorded,
         )
 
     def arguments(self, activity: ActivityDefinition[..., Any]) -> dict[str, Any]:
         """Return the call's arguments, decoded, as its approver may have edited them."""
         payload = self.call.edited or self.call.payload
+        if payload is None and self.call.recorded is not None:
+            payload = self.call.recorded.payload
         if payload is None:
             return {}
         what = f"{activity.name}() argument"
@@ -206,7 +233,7 @@ class Attempt:
     async def _timed(self, activity: ActivityDefinition[..., Any], values: dict[str, Any]) -> Any:
         options = activity.options
         left = self._time_left(options)
-        if left is None and options.heartbeat is None:
+        if self._answer is not None or (left is None and options.heartbeat is None):
             return await self._call(activity, values)
         work = asyncio.ensure_future(self._call(activity, values))
         self._loop = asyncio.get_running_loop()
@@ -295,9 +322,10 @@ class Attempt:
         return Arrival(event=event, value=value, has_value=True, parts=parts)
 
     def _failed(self, options: ActivityOptions, error: Exception) -> Arrival:
-        if options.resumes and self._previous_ref and isinstance(error, ResponseLostError):
-            # What the dead process asked for is gone: no failure of this attempt, which asked
-            # nothing. Now the doubt is one like others, and the policy decides.
+        fetches = self._previous_ref or self._answer is not None
+        if options.resumes and fetches and isinstance(error, ResponseLostError):
+            # What was asked for before is gone: no failure of this attempt, which asked nothing.
+            # Now the doubt is one like others, and the policy decides.
             return Arrival(
                 event=ev.ActivityInDoubt(
                     key=self.call.key, attempt=self.number, policy=options.doubt_policy

@@ -16,14 +16,15 @@ from typing import Any
 
 from agentflow import ids
 from agentflow.activities.bound import bound_of
-from agentflow.activities.doubt import doubt_record
-from agentflow.activities.llm_call import MODELS
+from agentflow.activities.doubt import doubt_record, unsent_record
+from agentflow.activities.llm_call import MODELS, route_of
 from agentflow.clock import Clock, from_ms
 from agentflow.codec import Codec, PartsBodies
 from agentflow.dataclass import dataclass
 from agentflow.engine.calls import Call
 from agentflow.engine.commands import (
     Arrival,
+    AttemptStart,
     Batch,
     CancelAttempt,
     ChildStart,
@@ -32,6 +33,7 @@ from agentflow.engine.commands import (
     StartAttempt,
 )
 from agentflow.engine.context import RandomStream, RunInfo
+from agentflow.engine.definition import GRANTED_LATENCY
 from agentflow.engine.definitions import Registry, Workflow
 from agentflow.engine.ending import bug_text
 from agentflow.engine.replay import CutNeeded, Machine
@@ -45,6 +47,7 @@ from agentflow.errors import (
 from agentflow.history import events as ev
 from agentflow.history.history import cut, history_of
 from agentflow.ledger.budgets import Bound
+from agentflow.llm.deferral import Route
 from agentflow.protocols import (
     PARKED,
     Append,
@@ -81,6 +84,7 @@ class House:
         store_patience: How often an append is tried that the store cannot write; None = for ever.
         on_status: Told of every status that was committed.
         on_broken: Told of an error after which the worker cannot go on.
+        on_deferred: Told that calls were queued whose answers may wait.
     """
 
     store: Store
@@ -94,6 +98,7 @@ class House:
     on_gone: Callable[[Runner, bool], None]
     on_timer: Callable[[Runner, int], None]
     ask_inbox: Callable[[int], None]
+    on_deferred: Callable[[], None] = lambda: None
     settle_grace_ms: int = 5_000
     store_patience: int | None = 12
 
@@ -124,6 +129,8 @@ class Runner:
         self._machine: Machine | None = None
         self._arrivals: list[Arrival] = []
         self._seen_rows: set[int] = set()
+        self._answers: list[InboxRow] = []  # to deferred calls
+        self._latency = ""  # how long answers may take where code does not say
         self._attempts: dict[str, asyncio.Task[Arrival]] = {}
         self._helpers: set[asyncio.Task[Any]] = set()
         self._answer: asyncio.Future[Appended] | None = None
@@ -194,6 +201,7 @@ class Runner:
         now = house.clock.now_ms()
         workflow = house.registry.workflow(row.workflow)
         history = history_of(stored.events)
+        self._latency = history.started.latency or ""
         info = RunInfo(
             id=row.id,
             project=row.project,
@@ -306,8 +314,12 @@ class Runner:
     def deliver_inbox(self, rows: Sequence[InboxRow]) -> None:
         """Take messages in, each once."""
         for row in rows:
-            if row.row not in self._seen_rows:
-                self._seen_rows.add(row.row)
+            if row.row in self._seen_rows:
+                continue
+            self._seen_rows.add(row.row)
+            if row.message.kind == "answer":
+                self._answers.append(row)
+            else:
                 self._arrivals.append(arrival_of(row))
         if rows:
             self.poke()
@@ -328,6 +340,8 @@ class Runner:
         machine = self._machine
         if machine is None or self._appending or self._gone:
             return
+        if self._answers:
+            self._take_answers(machine)
         arrivals, self._arrivals = _without_stale(self._arrivals), []
         now = self._house.clock.now_ms()
         if machine.parking is not None and self._step_parked(machine, arrivals, now):
@@ -336,6 +350,20 @@ class Runner:
         machine.activate(arrivals, now)
         sync_point("activate.after")
         self._write(machine, now)
+
+    def _take_answers(self, machine: Machine) -> None:
+        """Let answers to deferred calls become outcomes; each is recorded with its message."""
+        answers, self._answers = self._answers, []
+        for row in answers:
+            message = row.message
+            call = machine.call_of(message.name, int(message.data["seq"]))
+            if call is None:  # a cut has made it void
+                _LOG.warning("an answer came too late", extra={"run_id": self.row.id})
+                machine.drop_message(row.row)
+            elif call.state == "deferred":
+                self._start(machine.take_answer(call, message.payload), inbox_row=row.row)
+            elif call.key not in self._attempts:  # it is being taken back: how far it had come?
+                self._answers.append(row)
 
     def _step_parked(self, machine: Machine, arrivals: list[Arrival], now: int) -> bool:
         """Let a parked run be cancelled or released by an operator; True where that was done."""
@@ -433,15 +461,7 @@ class Runner:
             expected_seq=machine.next_seq - len(batch.facts),
             batch_id=ids.new_batch_id(),
             facts=batch.facts,
-            starts=[
-                Start(
-                    event=s.event,
-                    approval_id=s.approval_id,
-                    call_digest=s.call.fingerprint,
-                    bound=self._bound(s.call) if self._budget else None,
-                )
-                for s in batch.starts
-            ],
+            starts=[self._wanted(start) for start in batch.starts],
             parts=batch.parts,
             applied_seq=batch.applied_seq,
             status=status,
@@ -459,6 +479,29 @@ class Runner:
         )
         self._appending = True
         self._commit(_Commit(machine, batch, append, reload))
+
+    def _wanted(self, start: AttemptStart) -> Start:
+        call, event = start.call, start.event
+        route = self._route(call)
+        if route is not None:
+            event = replace(event, granted={**event.granted, GRANTED_LATENCY: route.window})
+        return Start(
+            event=event,
+            approval_id=start.approval_id,
+            call_digest=call.fingerprint,
+            bound=self._bound(call) if self._budget else None,
+            route=route,
+        )
+
+    def _route(self, call: Call) -> Route | None:
+        """Return where the answer to a call may wait; None = it is asked at once."""
+        asked = call.activity_call
+        if asked is None or not asked.activity.options.defers or call.cancel_recorded:
+            return None
+        if call.provider_ref:  # it was asked for before, and is fetched
+            return None
+        latency = asked.activity.options.latency or self._latency
+        return route_of(asked, latency, self._house.attempts.resources.get(MODELS))
 
     def _bound(self, call: Call) -> Bound | None:
         """Return what an attempt may cost at most; worked out once per call."""
@@ -511,6 +554,7 @@ class Runner:
             logic_flags=[],
             parent=[self.row.id, child.call.key],
             on_parent_end=child.on_parent_end,
+            latency=self._latency or None,
         )
         return NewRun(
             project=self.row.project,
@@ -600,7 +644,13 @@ class Runner:
             self._house.ask_inbox(self.row.pk)
         for command in commands:
             self._do(command)
-        idle = not self._attempts and (machine.ending is not None or machine.is_held)
+        if any(start.route is not None for start in append.starts):
+            self._house.on_deferred()
+        idle = not self._attempts and (
+            machine.ending is not None
+            or machine.is_held
+            or (machine.is_deferred and not append.release)
+        )
         if self._arrivals or machine.has_late or asks_again or idle:
             self._step()
         elif not self._attempts:
@@ -661,12 +711,13 @@ class Runner:
         if known is None or known.epoch != row.epoch or known.segment != segment:
             known = self._known_scope = RunScope(
                 project=row.project, run_id=row.id, run_pk=row.pk, epoch=row.epoch,
-                tags=row.tags, segment=segment,
+                tags=row.tags, segment=segment, latency=self._latency,
             )  # fmt: skip
         return known
 
-    def _start(self, command: StartAttempt) -> None:
-        if not command.call.is_waited_for and command.call.cancel_recorded:
+    def _start(self, command: StartAttempt, *, inbox_row: int | None = None) -> None:
+        is_asked = command.answer is None
+        if is_asked and not command.call.is_waited_for and command.call.cancel_recorded:
             draft = ev.ActivityCancelled(key=command.call.key, attempt=command.attempt)
             self.deliver(Arrival(event=draft))
             return
@@ -676,7 +727,7 @@ class Runner:
             self._house.attempts, command, self._scope(), partial(self._heard, machine)
         )
         task = self._attempts[key] = self._loop.create_task(attempt.run())
-        task.add_done_callback(partial(self._attempt_ended, key, machine))
+        task.add_done_callback(partial(self._attempt_ended, key, machine, inbox_row))
 
     def _heard(self, machine: Machine | None, arrival: Arrival) -> None:
         """Take in what an attempt says while it runs."""
@@ -684,7 +735,7 @@ class Runner:
             self.deliver(arrival)
 
     def _attempt_ended(
-        self, key: str, machine: Machine | None, task: asyncio.Task[Arrival]
+        self, key: str, machine: Machine | None, inbox_row: int | None, task: asyncio.Task[Arrival]
     ) -> None:
         """Take the outcome in, and step: in this callback where no other attempt is in flight."""
         if self._attempts.get(key) is task:
@@ -701,7 +752,9 @@ class Runner:
         sync_point("outcome.before_delivery")
         if self._machine is not machine or self._gone:
             return
-        self._arrivals.append(task.result())
+        arrival = task.result()
+        arrival.inbox_row = inbox_row  # of the message that had the answer, if one had
+        self._arrivals.append(arrival)
         sync_point("outcome.after_delivery")
         if self._attempts:
             self.poke()  # others may end in this turn too: all of them are one commit
@@ -716,6 +769,30 @@ class Runner:
         task = self._attempts.get(call.key)
         if task is not None:
             task.cancel()
+        elif call.window:
+            self._spawn(self._withdraw(call))
+
+    async def _withdraw(self, call: Call) -> None:
+        """Take a deferred call back, as far as that can still be done."""
+        machine, attempt = self._machine, call.attempt
+        sync_point("deferred.before_withdraw")
+        how = await self._house.store.withdraw(self.row.pk, call.key, attempt)
+        if machine is None or machine is not self._machine:
+            return
+        if how == "answered":
+            machine.hand_back(call)
+            self._house.ask_inbox(self.row.pk)
+            self.poke()
+            return
+        event = ev.ActivityCancelled(key=call.key, attempt=attempt)
+        arrival = Arrival(event=event)
+        asked = call.activity_call
+        if how == "unsent" and asked is not None:
+            now = self._house.clock.now_ms()
+            record = unsent_record(asked)
+            entry = LedgerWrite(key=call.key, attempt=attempt, at_ms=now, record=record)
+            arrival.ledger = [entry]
+        self.deliver(arrival)
 
     async def _cancel_child(self, call: Call) -> None:
         machine = self._machine
@@ -762,7 +839,7 @@ def _is_unbooked(fact: ev.ActivityInDoubt | ev.ActivityCancelled, call: Call) ->
     """
     if isinstance(fact, ev.ActivityInDoubt):
         return fact.policy != "resume"
-    return call.provider_ref is not None
+    return call.provider_ref is not None or bool(call.window)
 
 
 def _without_stale(arrivals: list[Arrival]) -> list[Arrival]:

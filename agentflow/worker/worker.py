@@ -40,6 +40,7 @@ from agentflow.protocols import (
 from agentflow.sync_point import sync_point
 from agentflow.worker.attempts import AttemptHouse, Draws, RunScope
 from agentflow.worker.broadcast import Broadcast
+from agentflow.worker.dispatcher import Deferral, Dispatcher
 from agentflow.worker.inbox import arrival_of
 from agentflow.worker.membership import Membership
 from agentflow.worker.runner import House, Runner
@@ -70,6 +71,7 @@ class WorkerOptions:
             runs over, in seconds.
         beat_seconds: Time between beats, in seconds.
         limits: Limits of queues that the settings name.
+        deferral: How it treats calls whose answers may wait.
     """
 
     max_active: int = 1_000
@@ -82,6 +84,7 @@ class WorkerOptions:
     lease_seconds: float = 15.0
     beat_seconds: float = 5.0
     limits: tuple[QueueLimit, ...] = ()
+    deferral: Deferral = field(default_factory=Deferral)
 
 
 class Worker:
@@ -133,8 +136,13 @@ class Worker:
             random_of=random_of, on_status=on_status, on_broken=self._break,
             on_gone=self._let_go, on_timer=self._set_timer, ask_inbox=self._ask_inbox,
             settle_grace_ms=self._options.settle_grace_ms,
+            on_deferred=self._poke_dispatcher,
             # A file that cannot be written needs a person; a server that is away comes back.
             store_patience=None if is_shared else _FILE_PATIENCE,
+        )  # fmt: skip
+        self._dispatcher = Dispatcher(
+            store, self._attempts, id=ids.new_worker_id(), options=self._options.deferral,
+            on_broken=self._break,
         )  # fmt: skip
         self._runners: dict[int, Runner] = {}
         self._warm: OrderedDict[int, Runner] = OrderedDict()
@@ -182,11 +190,13 @@ class Worker:
     @property
     def is_quiet(self) -> bool:
         """Whether nothing is in flight: no attempt, no commit, no message to a child."""
-        return all(runner.is_quiet for runner in self._runners.values())
+        runs_are = all(runner.is_quiet for runner in self._runners.values())
+        return runs_are and self._dispatcher.is_quiet
 
     async def stop(self) -> None:
         """Stop at the next safe point: nothing new starts, attempts in flight may settle."""
         self._stopping = True
+        self._dispatcher.stop()
         for runner in self._runners.values():
             runner.stop()
         loop = asyncio.get_running_loop()
@@ -204,6 +214,7 @@ class Worker:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
+        await self._dispatcher.close()
         held = list(self._runners.values())
         for runner in (*held, *self._warm.values()):
             runner.drop()
@@ -245,7 +256,14 @@ class Worker:
         """Take note, from any thread, that the store has news."""
         self._changed = True
         if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._wake.set)
+            self._loop.call_soon_threadsafe(self._wake_all)
+
+    def _wake_all(self) -> None:
+        self._wake.set()
+        self._dispatcher.poke()
+
+    def _poke_dispatcher(self) -> None:
+        self._dispatcher.poke()
 
     async def ready(self) -> None:
         """Wait until the worker works, or has found that another process does."""
@@ -261,6 +279,7 @@ class Worker:
         self._ready.set()
         sync_point("worker.started")
         fails = 0
+        self._dispatcher.start()
         while not self._stopping:
             try:
                 await self._turn()
@@ -408,6 +427,7 @@ class Worker:
     async def _keep_quarantined(self, claimed: Claimed, rows: list[InboxRow]) -> None:
         """Record messages to a quarantined run without running its code; a cancel ends it."""
         row = claimed.row
+        rows = [row for row in rows if row.message.kind != "answer"]  # until it may go on
         facts = [replace(arrival_of(r).event, time_ms=self._clock.now_ms()) for r in rows]
         status: RunStatus = "quarantined"
         cancel = next((f for f in facts if isinstance(f, ev.CancelRequested)), None)

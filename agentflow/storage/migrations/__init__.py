@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection, func, insert, inspect, select
 
 from agentflow.errors import SchemaVersionError
-from agentflow.storage.migrations import v2, v3, v4, v5, v6, v7, v8
+from agentflow.storage.migrations import v2, v3, v4, v5, v6, v7, v8, v9
 from agentflow.storage.schema import METADATA, SCHEMA_VERSION, schema_table
 from agentflow.storage.views import VIEWS
 
@@ -24,6 +24,7 @@ STEPS: dict[int, Step] = {
     6: v6.step,
     7: v7.step,
     8: v8.step,
+    9: v9.step,
 }  # by the version that a step leads to
 
 

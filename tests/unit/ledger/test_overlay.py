@@ -208,3 +208,19 @@ def test_what_is_no_price_is_refused(data: dict[str, object], message: str) -> N
         Overlay.from_mapping("acme", data)
 
     assert caught.value.message == message
+
+
+def test_only_an_overlay_knows_what_a_completion_window_costs() -> None:
+    """Without one the standard price is a lower bound; with prices or a discount it is exact."""
+    context = {"completion_window": "2h"}
+    model, usage = "openai:gpt-6-sol", Usage(input_tokens=1000)
+    own = overlay("ours", model, variant="2h", input="1.25", output="5")
+    off = Overlay.from_mapping("off", {model: {"2h": {"discount": "25%"}}})
+    for book, status, amount in (
+        (GenaiPriceBook(), "partial", 2),
+        (GenaiPriceBook([own]), "priced", Decimal("1.25")),
+        (GenaiPriceBook([off]), "priced", Decimal("1.5")),
+    ):
+        priced = book.price(usage, model=model, at=NOW, context=context)
+
+        assert (priced.status, priced.lines[0].amount_pico_usd) == (status, amount * 10**9)
