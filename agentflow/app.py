@@ -16,7 +16,8 @@ from agentflow.client import Client, Run, Seams, Watch
 from agentflow.clock import Clock, SystemClock
 from agentflow.codec import Cipher, Codec
 from agentflow.engine.definitions import REGISTRY, Registry, Workflow
-from agentflow.errors import SettingsError, UnknownModelError
+from agentflow.errors import OwnedElsewhereError, SettingsError, UnknownModelError
+from agentflow.ids import new_worker_id
 from agentflow.llm.usage import Usage
 from agentflow.loading import load
 from agentflow.protocols import PriceBook, Provider, QueueLimit, Store
@@ -211,6 +212,39 @@ def run_sync(
             return await run.result()
 
     return asyncio.run(main())
+
+
+async def copy_database(source: str, target: str) -> dict[str, int]:
+    """Copy everything of one database into a new one: runs, histories, ledgers, budgets, schedules.
+
+    Nobody may work on *source* meanwhile; it is not changed, and afterwards it is the old one.
+
+    Args:
+        source: URL or file of the database.
+        target: URL of an empty one, made where it can be.
+
+    Returns:
+        The number of rows by table.
+
+    Raises:
+        OwnedElsewhereError: a worker is at work on *source*.
+        UsageError: *target* is not empty.
+    """
+    settings = read_settings()
+    old, new = (_store(replace(settings, database_url=url), None) for url in (source, target))
+    await old.open()
+    try:
+        alone = await old.try_own(new_worker_id())
+        if not alone or (old.is_shared and any(one.is_alive for one in await old.workers())):
+            msg = "a worker is at work on the source"
+            raise OwnedElsewhereError(msg, hint="Stop it: what it writes later is not copied.")
+        await new.open()
+        try:
+            return await new.copy_from(old)
+        finally:
+            await new.close()
+    finally:
+        await old.close()
 
 
 def _seams(

@@ -761,6 +761,17 @@ class Store(Protocol):
         """Delete the bodies and message nodes that nothing refers to; return how many."""
         ...
 
+    async def copy_from(self, source: Any) -> dict[str, int]:
+        """Copy all of *source*, a store of the same make, into this new one.
+
+        Returns:
+            The number of rows by table.
+
+        Raises:
+            UsageError: this one is not empty.
+        """
+        ...
+
     async def checkup(self) -> Checkup:
         """Return facts about the database, and what is wrong with it."""
         ...

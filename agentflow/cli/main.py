@@ -68,6 +68,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "doctor": ("doctor", "Check the database and this installation."),
     },
     "Other": {
+        "db": ("db", "Copy a database into another one, such as a file into PostgreSQL."),
         "version": ("version", "Print the version."),
         "completion": ("completion", "Print the shell's completion script."),
     },

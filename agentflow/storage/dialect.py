@@ -124,6 +124,10 @@ class Dialect(Protocol):
         """Return that line of the process that holds the lock; "" if nobody does."""
         ...
 
+    def went_on(self, tx: Tx) -> None:
+        """Give numbers behind those that are there, from now on: rows came with theirs."""
+        ...
+
     def hold_off(self, cursor: Cursor, tables: Sequence[Table]) -> None:
         """Let nobody else write to *tables* until this transaction ends; what it sees is all."""
         ...

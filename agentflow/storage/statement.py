@@ -78,6 +78,10 @@ class Speaker(Protocol):
         """Return the condition that a run's attribute *name* equals *value*."""
         ...
 
+    def went_on(self, tx: Tx) -> None:
+        """Give numbers behind those that are there, from now on: rows came with theirs."""
+        ...
+
     def hold_off(self, cursor: Cursor, tables: Sequence[Table]) -> None:
         """Let nobody else write to *tables* until this transaction ends; what it sees is all."""
         ...

@@ -53,6 +53,7 @@ from agentflow.storage import (
     budgets,
     deferral,
     doctor,
+    duplicate,
     history,
     inbox,
     leases,
@@ -69,6 +70,7 @@ from agentflow.storage.dialect import Dialect, Faults
 from agentflow.storage.migrations import current_version, migrate
 from agentflow.storage.plan import encode
 from agentflow.storage.schema import SCHEMA_VERSION
+from agentflow.storage.statement import Tx
 from agentflow.storage.writer import each
 from agentflow.sync_point import sync_point
 
@@ -354,6 +356,18 @@ class SqlStore:
             some = doomed[at : at + prune.SWEEP_AT_ONCE]
             done += await self._db.write(SWEEP, prune.Sweeping(known, some, cipher))
         return done
+
+    async def copy_from(self, source: SqlStore) -> dict[str, int]:
+        """Copy all of another database into this new one; return the number of rows by table.
+
+        Raises:
+            UsageError: this database is not empty.
+        """
+
+        def copied(tx: Tx, _: None) -> dict[str, int]:
+            return source._db.read_now(lambda theirs: duplicate.fill(tx, theirs))
+
+        return await self._db.write(each(copied), None)
 
     async def checkup(self) -> Checkup:
         """Return facts about the database, and what is wrong with it."""

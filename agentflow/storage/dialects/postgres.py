@@ -384,6 +384,17 @@ class PostgresDialect:
         """Return "": nobody owns the database."""
         return ""
 
+    def went_on(self, tx: Tx) -> None:
+        """Set the sequences."""
+        highest = select(func.coalesce(func.max(runs.c.pk), 0) + 1).scalar_subquery()
+        tx.conn.execute(select(func.setval(RUN_PK.name, highest, false())))
+        for table in METADATA.sorted_tables:
+            column = table.autoincrement_column
+            if column is not None:
+                highest = select(func.coalesce(func.max(column), 0) + 1).scalar_subquery()
+                sequence = func.pg_get_serial_sequence(table.name, column.name)
+                tx.conn.execute(select(func.setval(sequence, highest, false())))
+
     def hold_off(self, cursor: Any, tables: Sequence[Table]) -> None:
         """Wait for those who write to *tables*, and keep others from it; reading goes on."""
         names = ", ".join(f'"{table.name}"' for table in tables)

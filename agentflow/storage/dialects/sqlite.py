@@ -265,6 +265,9 @@ class SqliteDialect:
         except OSError:
             return []
 
+    def went_on(self, tx: Tx) -> None:
+        """Do nothing: numbers follow the highest one."""
+
     def hold_off(self, cursor: Cursor, tables: Sequence[Table]) -> None:
         """Do nothing: a transaction that writes is alone in the file."""
 
