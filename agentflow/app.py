@@ -57,6 +57,21 @@ class Flow(Client):
         """Whether nothing is in flight in this process's worker."""
         return self._worker.is_quiet
 
+    @property
+    def worker(self) -> Worker:
+        """The worker in this process."""
+        return self._worker
+
+    async def wait_ended(self) -> None:
+        """Wait until the worker stops by itself.
+
+        Raises:
+            BaseException: why it did.
+        """
+        await self._worker.ended.wait()
+        if self._worker.error is not None:
+            raise self._worker.error
+
     async def stop(self) -> None:
         """Stop the worker at the next safe point."""
         await self._worker.stop()
@@ -363,12 +378,13 @@ def _with_resources(
     return replace(options, resources=merged)
 
 
-def worker_options(settings: Settings) -> WorkerOptions:
-    """Return how a worker behaves by *settings*."""
+def worker_options(settings: Settings, **more: Any) -> WorkerOptions:
+    """Return how a worker behaves by *settings*, and by further options."""
     return WorkerOptions(
         quarantine_after=settings.quarantine_after,
         lease_seconds=settings.lease_seconds,
         beat_seconds=settings.beat_seconds,
+        **more,
     )
 
 

@@ -417,10 +417,12 @@ class Claimed:
     Attributes:
         row: The run after the claim (its epoch is the new one).
         took_over: Whether its last owner died while it was running.
+        is_woken: Whether `wake_parked` gave it to this worker.
     """
 
     row: RunRow
     took_over: bool
+    is_woken: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -776,6 +778,13 @@ class Store(Protocol):
         """Return facts about the database, and what is wrong with it."""
         ...
 
+    async def standing(self) -> Checkup:
+        """Return who works on a shared database, what nobody works on, and what to do about it.
+
+        Of a database with one owner it says nothing.
+        """
+        ...
+
     # -- pieces of answers for watchers in other processes: shown, never recorded
     async def watch(self, run_pk: int, until_ms: int) -> int:
         """Say that a run is watched until a time; return where its new pieces begin."""
@@ -802,11 +811,13 @@ class Store(Protocol):
         limit: int,
         served: Served = EVERYTHING,
         take_over: bool = True,
+        own_after: int | None = None,
     ) -> list[Claimed]:
         """Take runs that want attention: due, free or left by a dead owner; oldest first.
 
         An owner is dead if its lease has run out, or if it has none; where one process owns the
-        database, every other one. `take_over` says whether to look for runs of the dead.
+        database, every other one. `take_over` says whether to look for runs of the dead;
+        `own_after` asks for those that `wake_parked` gave, with a larger pk.
         """
         ...
 
@@ -814,10 +825,13 @@ class Store(Protocol):
         """Let go of runs without a trace in their history (shutdown)."""
         ...
 
-    async def wake_parked(self, statuses: Sequence[str]) -> int:
-        """Let parked runs of these statuses be claimed once more; return their number.
+    async def wake_parked(
+        self, worker_id: str, statuses: Sequence[str], served: Served = EVERYTHING
+    ) -> int:
+        """Give parked runs of these statuses to a worker; return their number.
 
-        A worker calls it at its start: the code of `needs_code` runs may have been mended.
+        It calls this at its start: the code of `needs_code` runs may have been mended. It alone
+        tries them; the claims with `own_after` bring them.
         """
         ...
 
@@ -919,6 +933,10 @@ class Store(Protocol):
         Free runs that were due at *after_ms*, the time of the last claim, are left out: they wait
         for a place, and a release is news.
         """
+        ...
+
+    async def due_by_queue(self, now_ms: int) -> dict[str, int]:
+        """Return the number of runs that want attention and have no owner, by queue."""
         ...
 
     # -- leases of a shared database

@@ -48,7 +48,10 @@ def doctor(*, where: Where, as_json: bool) -> int:
 
 async def _checkup(where: Where) -> Checkup:
     async with session.reading(where) as client:
-        return await client.store.checkup()
+        found, standing = await client.store.checkup(), await client.store.standing()
+    return Checkup(
+        facts={**found.facts, **standing.facts}, problems=[*found.problems, *standing.problems]
+    )
 
 
 def installation(where: Where) -> dict[str, Any]:

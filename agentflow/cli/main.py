@@ -25,6 +25,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
     "Run": {
         "run": ("run", "Start a workflow, or resume the run with this id, and follow it."),
         "resume": ("run", "Go on with a run that was recorded, and follow it."),
+        "worker": ("worker", "Serve runs of the workflows in these modules until told to stop."),
         "demo": ("demo", "See an agent being killed, resumed, and paid once (20 seconds, no key)."),
     },
     "Look": {
@@ -65,6 +66,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "prune",
             "Forget the histories of runs that ended; their rows, tags and ledgers stay.",
         ),
+        "workers": ("worker", "List the processes that work on this database."),
         "doctor": ("doctor", "Check the database and this installation."),
     },
     "Other": {

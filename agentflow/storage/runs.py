@@ -364,22 +364,33 @@ class Claiming:
     limit: int
     served: Served
     take_over: bool = True
+    own_after: int | None = None
 
 
 def claim(tx: Tx, wanted: Claiming) -> list[Claimed]:
-    """Take runs that are due: first those of dead owners, then free ones."""
-    me = wanted.worker_id
-    dead = due(tx, wanted, left(tx, me), wanted.limit) if wanted.take_over else []
+    """Take one's own runs that were woken, those of dead owners, then free ones that are due."""
+    me, room = wanted.worker_id, wanted.limit
+    woken = woken_by(tx, me, wanted.own_after, room) if wanted.own_after is not None else []
+    room -= len(woken)
+    dead = due(tx, wanted, left(tx, me), room) if wanted.take_over else []
     tx.many(CLAIM, [(me, 1, pk) for pk in dead])
     free = queues.free_runs(
         tx,
         lambda most: due(tx, wanted, runs.c.owner.is_(None), most),
         lambda pks: tx.many(CLAIM, [(me, 0, pk) for pk in pks]),
         serves(wanted.served),
-        queues.Room(wanted.now_ms, wanted.limit - len(dead), wanted.served.queues),
+        queues.Room(wanted.now_ms, room - len(dead), wanted.served.queues),
     )
-    rows = rows_by_pk(tx, [*dead, *free])
-    return [Claimed(row=row, took_over=i < len(dead)) for i, row in enumerate(rows)]
+    rows = rows_by_pk(tx, [*woken, *dead, *free])
+    left_, owned = set(dead), set(woken)
+    return [Claimed(row=row, took_over=row.pk in left_, is_woken=row.pk in owned) for row in rows]
+
+
+def woken_by(tx: Tx, me: str, after_pk: int, limit: int) -> list[int]:
+    """Return pks of runs that `wake_parked` gave to *me*, in their order."""
+    mine = (runs.c.owner == me, runs.c.wake_at_ms == 0, runs.c.pk > after_pk)
+    query = select(runs.c.pk).where(*mine).order_by(runs.c.pk).limit(limit)
+    return [row[0] for row in tx.conn.execute(query)]
 
 
 def left(tx: Tx, me: str) -> ColumnElement[bool]:
@@ -438,15 +449,34 @@ def release(tx: Tx, wanted: Releasing) -> None:
     tx.news = True
 
 
-def wake_parked(tx: Tx, statuses: Sequence[str]) -> int:
-    """Make parked runs pending again, so that the next claim tries them with today's code."""
-    if any(status in ENDED for status in statuses):
+@dataclass(frozen=True, slots=True)
+class Reviving:
+    """The arguments of `wake_parked`."""
+
+    worker_id: str
+    statuses: Sequence[str]
+    served: Served
+
+
+def wake_parked(tx: Tx, wanted: Reviving) -> int:
+    """Give parked runs to a worker that tries them with its code; return their number.
+
+    To it alone: a peer with the old code would park them again.
+    """
+    if any(status in ENDED for status in wanted.statuses):
         msg = "runs that have ended cannot be woken"
         raise UsageError(msg)
-    query = runs.update().where(runs.c.status.in_(statuses), runs.c.wake_at_ms.is_(None))
-    count = tx.conn.execute(query.values(wake_at_ms=0, status="pending")).rowcount
-    tx.news = tx.news or count > 0
-    return count
+    query = runs.update().where(runs.c.status.in_(wanted.statuses), runs.c.wake_at_ms.is_(None))
+    query = query.where(runs.c.owner.is_(None), *serves(wanted.served))
+    now = {"wake_at_ms": 0, "status": "pending", "owner": wanted.worker_id}
+    return tx.conn.execute(query.values(epoch=runs.c.epoch + 1, **now)).rowcount
+
+
+def due_by_queue(tx: Tx, now_ms: int) -> dict[str, int]:
+    """Return the number of due runs without an owner, by queue."""
+    query = select(runs.c.queue, func.count()).group_by(runs.c.queue)
+    query = query.where(runs.c.owner.is_(None), runs.c.wake_at_ms <= now_ms)
+    return {row[0]: row[1] for row in tx.conn.execute(query)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,7 @@ from agentflow.storage import (
     prune,
     queues,
     runs,
+    standing,
     stream,
     transfer,
 )
@@ -373,6 +374,16 @@ class SqlStore:
         """Return facts about the database, and what is wrong with it."""
         return await self._db.read(doctor.checkup)
 
+    async def standing(self) -> Checkup:
+        """Return who works on a shared database, and what nobody works on."""
+        if not self.is_shared:
+            return Checkup(facts={}, problems=[])
+        clock = self._clock or SystemClock()
+        before = clock.now_ms()
+        now_ms = await self._db.read(lambda tx: tx.now_ms)
+        ahead_ms = now_ms - (before + clock.now_ms()) // 2
+        return await self._db.read(lambda tx: standing.standing(tx, ahead_ms))
+
     # -- pieces of answers for watchers in other processes
 
     async def watch(self, run_pk: int, until_ms: int) -> int:
@@ -402,18 +413,21 @@ class SqlStore:
         limit: int,
         served: Served = EVERYTHING,
         take_over: bool = True,
+        own_after: int | None = None,
     ) -> list[Claimed]:
         """Take runs that want attention: due, free or left by a dead owner; oldest first."""
-        wanted = runs.Claiming(worker_id, now_ms, limit, served, take_over)
+        wanted = runs.Claiming(worker_id, now_ms, limit, served, take_over, own_after)
         return await self._db.write(CLAIM, wanted)
 
     async def release(self, worker_id: str, run_pks: Sequence[int]) -> None:
         """Let go of runs without a trace in their history (shutdown)."""
         await self._db.write(RELEASE, runs.Releasing(worker_id, run_pks))
 
-    async def wake_parked(self, statuses: Sequence[str]) -> int:
-        """Let parked runs of these statuses be claimed once more; return their number."""
-        return await self._db.write(WAKE_PARKED, statuses)
+    async def wake_parked(
+        self, worker_id: str, statuses: Sequence[str], served: Served = EVERYTHING
+    ) -> int:
+        """Give parked runs of these statuses to a worker; return their number."""
+        return await self._db.write(WAKE_PARKED, runs.Reviving(worker_id, statuses, served))
 
     def append(self, batch: Append) -> asyncio.Future[Appended]:
         """Write one activation, fenced."""
@@ -497,6 +511,10 @@ class SqlStore:
         """Return when the next run that this worker may take wants attention, or None."""
         wanted = runs.Waking(self._worker_id, served, after_ms)
         return await self._db.read(lambda tx: runs.next_wake_ms(tx, wanted))
+
+    async def due_by_queue(self, now_ms: int) -> dict[str, int]:
+        """Return the number of runs that want attention and have no owner, by queue."""
+        return await self._db.read(lambda tx: runs.due_by_queue(tx, now_ms))
 
     # -- leases
 

@@ -501,11 +501,15 @@ class StoreConformance:
         assert (row.status, row.error, row.wake_at_ms) == ("needs_code", "TypeError", None)
         assert await w.claim("w2") == []
 
-        assert await w.store.wake_parked(["needs_version"]) == 0
-        assert await w.store.wake_parked(["needs_code"]) == 1
+        assert await w.store.wake_parked("w2", ["needs_version"]) == 0
+        assert await w.store.wake_parked("w2", ["needs_code"], Served(workflows={})) == 0
+        assert await w.store.wake_parked("w2", ["needs_code"]) == 1
 
-        (claimed,) = await w.claim("w2")
-        assert not claimed.took_over
+        assert await w.claim("w2") == []
+        (claimed,) = await w.store.claim("w2", now_ms=w.clock.ms, limit=9, own_after=0)
+        assert (claimed.took_over, claimed.row.owner, claimed.row.kill_count) == (False, "w2", 0)
+        assert (claimed.row.epoch, claimed.row.status) == (row.epoch + 1, "pending")
+        assert await w.store.claim("w2", now_ms=w.clock.ms, limit=9, own_after=row.pk) == []
 
     # -- the fenced append
 

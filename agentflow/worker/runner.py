@@ -197,6 +197,8 @@ class Runner:
             self._cannot_go_on(e)
 
     def _replay(self, stored: StoredHistory) -> None:
+        if self._gone:
+            return
         row, house = self.row, self._house
         now = house.clock.now_ms()
         workflow = house.registry.workflow(row.workflow)

@@ -14,7 +14,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentflow import ids
 from agentflow.clock import Clock
@@ -45,11 +45,15 @@ from agentflow.worker.inbox import arrival_of
 from agentflow.worker.membership import Membership
 from agentflow.worker.runner import House, Runner
 
+if TYPE_CHECKING:  # loaded by who counts
+    from agentflow.worker.counts import Counts
+
 _LOG = logging.getLogger("agentflow.worker")
 _CLAIM = 200  # runs per claim: one transaction, and not more memory than that at once
 _LOAD_EVENTS = 2_000  # events per read of histories: about 0.1 s of replay, then others get a turn
 _IDLE_SECONDS = 5.0  # a look at the store even if nobody has said that something changed
 _STANDBY_SECONDS = 0.25  # how often a stand-by asks whether the owner has gone
+_DRAIN_SECONDS = 0.01  # between looks at what is still in flight, while the worker stops
 _FILE_PATIENCE = 12  # tries of an append
 _AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # between looks at a server that does not answer
 _WARM = 64  # waiting runs that stay in memory, so that a quick answer needs no replay
@@ -72,6 +76,7 @@ class WorkerOptions:
         beat_seconds: Time between beats, in seconds.
         limits: Limits of queues that the settings name.
         deferral: How it treats calls whose answers may wait.
+        counts: What the worker does is counted here; None = nowhere.
     """
 
     max_active: int = 1_000
@@ -85,6 +90,7 @@ class WorkerOptions:
     beat_seconds: float = 5.0
     limits: tuple[QueueLimit, ...] = ()
     deferral: Deferral = field(default_factory=Deferral)
+    counts: Counts | None = None
 
 
 class Worker:
@@ -93,7 +99,8 @@ class Worker:
     Attributes:
         membership: This process as one of the workers of the database.
         is_owner: Whether this process owns the database (always, on PostgreSQL).
-        error: Why the worker stopped by itself, if it did.
+        error: Why the worker stopped by itself, if it did. ended: set when it did.
+        cut_off: Number of runs that were let go of with something in flight.
     """
 
     def __init__(  # noqa: PLR0913 -- the seams it is composed of
@@ -112,7 +119,11 @@ class Worker:
     ) -> None:
         self.is_owner = False
         self.error: BaseException | None = None
+        self.ended = asyncio.Event()
+        self.cut_off = 0
         self._options = options = options or WorkerOptions()
+        if options.counts is not None:
+            store = load("agentflow.worker.counts").CountedStore(store, options.counts)
         self._store = store
         self._registry = registry
         self.membership = Membership(
@@ -154,6 +165,7 @@ class Worker:
         self._ready = asyncio.Event()
         self._changed = True
         self._stopping = False
+        self._woken_after: int | None = 0  # the pk behind which runs are left that were parked
         self._task: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -161,6 +173,23 @@ class Worker:
     def id(self) -> str:
         """Name of this worker: never used twice, and another one once it was given up for dead."""
         return self.membership.card.id
+
+    @property
+    def in_memory(self) -> tuple[int, int]:
+        """Number of runs that are active, and number of those that wait and are still here."""
+        return len(self._runners), len(self._warm)
+
+    def why_not_ready(self) -> str:
+        """Return why no run is taken now, or ""."""
+        if self._stopping:
+            return "draining"
+        if not self.is_owner:
+            return "standing by: another process is the worker of this database"
+        return "" if self.membership.is_held else "the lease could not be prolonged"
+
+    async def due_by_queue(self) -> dict[str, int]:
+        """Return the number of runs in the database that want attention and have no owner."""
+        return await self._store.due_by_queue(self._clock.now_ms())
 
     def _card(self) -> WorkerCard:
         options, known = self._options, self._registry.workflows
@@ -194,15 +223,23 @@ class Worker:
         return runs_are and self._dispatcher.is_quiet
 
     async def stop(self) -> None:
-        """Stop at the next safe point: nothing new starts, attempts in flight may settle."""
+        """Stop at the next safe point: nothing new starts, attempts in flight may settle.
+
+        Runs are handed back one by one, as soon as nothing of theirs is in flight.
+        """
         self._stopping = True
         self._dispatcher.stop()
         for runner in self._runners.values():
             runner.stop()
+        await self._end_loop()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._options.drain_seconds
-        while not self.is_quiet and loop.time() < deadline:  # noqa: ASYNC110 -- no event says so
-            await asyncio.sleep(0.01)
+        try:
+            await self.membership.drain()
+            while await self._is_busy() and loop.time() < deadline:  # noqa: ASYNC110 -- polls
+                await asyncio.sleep(_DRAIN_SECONDS)
+        except StoreError as e:
+            _LOG.warning("runs were not handed back", extra={"error": str(e)})
         await self._leave()
 
     async def abort(self) -> None:
@@ -210,13 +247,26 @@ class Worker:
         self._stopping = True
         await self._leave()
 
-    async def _leave(self) -> None:
+    async def _end_loop(self) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
+
+    async def _is_busy(self) -> bool:
+        """Let go of runs with nothing in flight; return whether anything else is left."""
+        quiet = [runner for runner in self._runners.values() if runner.is_quiet]
+        for runner in quiet:
+            runner.drop()
+            del self._runners[runner.row.pk]
+        if quiet and self.is_owner:
+            await self._store.release(self.id, [runner.row.pk for runner in quiet])
+        return bool(self._runners) or not self._dispatcher.is_quiet
+
+    async def _leave(self) -> None:
+        await self._end_loop()
         await self._dispatcher.close()
-        held = list(self._runners.values())
-        for runner in (*held, *self._warm.values()):
+        self.cut_off += len(self._runners)
+        for runner in (*self._runners.values(), *self._warm.values()):
             runner.drop()
         self._runners.clear()
         self._warm.clear()
@@ -248,6 +298,7 @@ class Worker:
         self._stopping = True
         for runner in list(self._runners.values()):
             runner.drop()
+        self.ended.set()
         self._on_status(-1, "running")
 
     # --- the loop ---------------------------------------------------------------------------
@@ -275,7 +326,7 @@ class Worker:
     async def _main(self) -> None:
         await self._become_owner()
         # The code may have been mended since: what was parked for it is tried once more.
-        await self._store.wake_parked(("needs_code", "needs_version"))
+        await self._store.wake_parked(self.id, ("needs_code", "needs_version"), self._served())
         self._ready.set()
         sync_point("worker.started")
         fails = 0
@@ -355,8 +406,13 @@ class Worker:
         self._claimed_ms = self._clock.now_ms()
         claimed = await self._store.claim(
             self.id, now_ms=self._claimed_ms, limit=room, served=self._served(),
-            take_over=self.membership.looks_for_dead(),
+            take_over=self.membership.looks_for_dead(), own_after=self._woken_after,
         )  # fmt: skip
+        is_full = len(claimed) == room
+        if self._woken_after is not None:
+            woken = [one.row.pk for one in claimed if one.is_woken]
+            self._woken_after = max([self._woken_after, *woken]) if is_full else None
+            claimed = [one for one in claimed if one.row.pk not in self._runners]  # those it has
         if not claimed:
             return False
         sync_point("claim.after")
@@ -366,7 +422,7 @@ class Worker:
             async with asyncio.TaskGroup() as group:
                 for one in together:
                     group.create_task(self._adopt(one, messages.get(one.row.pk, [])))
-        return len(claimed) == room
+        return is_full
 
     async def _declare_limits(self) -> None:
         """Tell the store what code and settings allow, before anything is claimed under it."""
