@@ -11,7 +11,7 @@ from agentflow.errors import AmbiguousIdError, NotFoundError, UsageError
 from agentflow.history.events import ApprovalRequested
 from agentflow.protocols import Approval, Message, Start
 from agentflow.storage import inbox
-from agentflow.storage.payloads import stored_payload
+from agentflow.storage.payloads import shown, stored_payload
 from agentflow.storage.plan import Planned
 from agentflow.storage.schema import approvals, events, runs
 from agentflow.storage.statement import Hot, Row, Tx, const, consts, insert_rows
@@ -119,7 +119,7 @@ def request_row(planned: Planned, event: ApprovalRequested, seq: int) -> Row:
         event.approval_id,
         event.key or "",
         event.kind,
-        event.question,
+        shown(event.question),
         event.call_digest,
         "pending",
         0,
@@ -172,7 +172,7 @@ def decide(tx: Tx, wanted: Decision) -> Approval:
     found, run_pk, decided_by_message = approval_of(row), row[13], row[14]
     if decided_by_message == message.id:
         return found  # the same decision, sent again after a lost reply
-    decision, reason = message.data.get("decision"), str(message.data.get("reason", ""))
+    decision, reason = message.data.get("decision"), shown(str(message.data.get("reason", "")))
     if decision not in {"approved", "denied"}:
         msg = f"a decision is 'approved' or 'denied', not {decision!r}"
         raise UsageError(msg)

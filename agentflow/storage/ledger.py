@@ -33,7 +33,7 @@ from agentflow.ledger.reports import CostGroup, CostQuery, Counted, LedgerRow
 from agentflow.ledger.spending import Savings, Spending, Waste
 from agentflow.llm.usage import Usage
 from agentflow.protocols import LedgerWrite
-from agentflow.storage.payloads import dumps
+from agentflow.storage.payloads import dumps, shown
 from agentflow.storage.plan import Planned
 from agentflow.storage.schema import attempt_details as details
 from agentflow.storage.schema import attempts, cost_lines, run_tags, runs
@@ -110,7 +110,7 @@ def detail_row(run_pk: int, n: int, record: AttemptRecord) -> Row:
         record.response_id,
         record.tier,
         record.latency_ms,
-        record.error,
+        shown(record.error),
         priced.source,
         priced.version,
         priced.price_date,

@@ -15,6 +15,12 @@ from agentflow.storage.statement import ByKeys, Hot, Tx, const, insert_new_rows
 
 dumps = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
+
+def shown(text: str) -> str:
+    """Return a text for people as every database can keep it: without NUL characters."""
+    return text.replace("\0", "\N{SYMBOL FOR NULL}") if "\0" in text else text
+
+
 INSERT_BODY = insert_new_rows(bodies)
 INSERT_NODE = insert_new_rows(nodes)
 BODIES = ByKeys(

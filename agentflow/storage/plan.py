@@ -29,7 +29,7 @@ from agentflow.history.events import (
     data_of,
 )
 from agentflow.protocols import ENDED, PARKED, Append, Appended, Start
-from agentflow.storage.payloads import dumps
+from agentflow.storage.payloads import dumps, shown
 from agentflow.storage.statement import Row
 
 ENDS: dict[type[AnyEvent], str] = {
@@ -363,8 +363,8 @@ def run_row(planned: Planned) -> Row:
     state, batch = planned.state, planned.batch
     return (
         state.status,
-        batch.wait,
-        batch.error,
+        shown(batch.wait),
+        shown(batch.error),
         None if batch.attributes is None else dumps(batch.attributes),
         state.time_ms,
         state.ended_at_ms,

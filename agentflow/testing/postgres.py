@@ -104,7 +104,7 @@ class PrivateServer(PostgresServer):
         """Make the cluster."""
         self._call(
             "initdb", "-D", str(self._data), "-U", "postgres", "-A", "trust", "-E", "UTF8",
-            "--locale=C",
+            "--locale=C", "--no-sync",
         )  # fmt: skip
         rules = self._data / "pg_hba.conf"
         rule = f"host all {LOCKED_ROLE} 127.0.0.1/32 scram-sha-256\n"

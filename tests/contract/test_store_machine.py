@@ -225,14 +225,22 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.gremlins = Gremlins()
+        self.gremlins = self.make_gremlins()
         self.clock = StoppedClock()
-        self.store = SqlStore.sqlite(clock=self.clock, faults=self.gremlins)
+        self.store = self.make_store()
         self.runner = asyncio.Runner()
         self.model: dict[str, ModelRun] = {}
         self.believed: dict[tuple[str, str], tuple[int, int]] = {}  # -> epoch, next_seq
         self.unsure: list[tuple[str, Unsure]] = []
         self.count = 0
+
+    def make_gremlins(self) -> Gremlins:
+        """Return what fails as this database's driver does."""
+        return Gremlins()
+
+    def make_store(self) -> SqlStore:
+        """Return a store without runs."""
+        return SqlStore.sqlite(clock=self.clock, faults=self.gremlins)
 
     def run(self, work: Callable[[], Awaitable[Any]]) -> Any:
         """Run to the end; return the result, or the type of the error."""
@@ -502,7 +510,7 @@ def fence(*columns: str) -> Hot:
     where = [
         runs_table.c[name] == bindparam(names[name])
         if name in columns
-        else or_(bindparam(names[name]).is_not(None), true())
+        else or_(bindparam(names[name], type_=runs_table.c[name].type).is_not(None), true())
         for name in names
     ]
     return Hot(
@@ -652,7 +660,10 @@ def anyone_releases(patch: pytest.MonkeyPatch) -> None:
     """A worker lets go of another's run."""
     free = Hot(
         lambda _: runs_table.update()
-        .where(runs_table.c.pk == bindparam("pk_"), bindparam("owner_").is_not(None))
+        .where(
+            runs_table.c.pk == bindparam("pk_"),
+            bindparam("owner_", type_=runs_table.c.owner.type).is_not(None),
+        )
         .values(owner=bindparam("owner")),
         "owner", "pk_", "owner_",
     )  # fmt: skip

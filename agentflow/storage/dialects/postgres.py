@@ -16,16 +16,13 @@ whoever waits for an answer closes the connection after a while (a frozen server
 from __future__ import annotations
 
 import os
-import select as polling
 import time
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import psycopg
-from psycopg import waiting
-from psycopg.conninfo import make_conninfo
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -47,29 +44,21 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from agentflow.errors import AgentflowError, StoreError
 from agentflow.storage.dialect import Wake
-from agentflow.storage.dialects.postgres_error import is_busy, is_gone, store_error
+from agentflow.storage.dialects.postgres_connection import (
+    LOCK_SECONDS,
+    PatientConnection,
+    connected,
+)
+from agentflow.storage.dialects.postgres_error import is_busy, is_gone, is_pooled, store_error
 from agentflow.storage.dialects.postgres_listen import Listener
 from agentflow.storage.dialects.postgres_url import Address, address
-from agentflow.storage.dialects.postgres_wire import LostConnectionError, WireCursor
+from agentflow.storage.dialects.postgres_wire import WireCursor
 from agentflow.storage.schema import METADATA, RUN_PK, Number, runs
 from agentflow.storage.statement import Hot, Row, Tx, const
 from agentflow.storage.views import postgres_view
 
-OLDEST_VERSION = 140_000  # supported by its makers until November 2026; 14 brought nothing we miss
 READERS = 4
-CONNECT_SECONDS = 5
 WRITE_SECONDS, READ_SECONDS = 10, 60  # a statement, as the server counts
-GRACE_SECONDS = 3  # longer than that waits the client
-LOCK_SECONDS = 5  # deadlocks are found after 1 s; this is for somebody's open transaction
-TCP = {
-    "connect_timeout": str(CONNECT_SECONDS),
-    "fallback_application_name": "agentflow",
-    "tcp_user_timeout": "8000",  # milliseconds; without it a partition holds us for 15 minutes
-    "keepalives": "1",
-    "keepalives_idle": "5",
-    "keepalives_interval": "2",
-    "keepalives_count": "3",
-}
 # Class of our advisory locks: the first half of the digest of a word, so that others' are not hit.
 LOCKS = zlib.crc32(b"agentflow") >> 1
 BEGUN = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint, pg_current_xact_id()::text"
@@ -98,41 +87,6 @@ def condition(index: Index) -> None:
         index.dialect_options["postgresql"]["where"] = where
 
 
-class PatientConnection(psycopg.Connection[Any]):
-    """A connection whose waits end.
-
-    Attributes:
-        deadline_seconds: Longest wait for an answer.
-    """
-
-    deadline_seconds: float = WRITE_SECONDS + GRACE_SECONDS
-    wire_cursor: WireCursor | None = None
-
-    def wait(self, gen: Generator[Any, Any, Any], *_: object, **__: object) -> Any:
-        """Run *gen* to its end, or close the connection."""
-        until = time.monotonic() + self.deadline_seconds
-        try:
-            wanted = next(gen)
-            while True:
-                poll = polling.poll()
-                reads = polling.POLLIN if wanted & waiting.WAIT_R else 0
-                poll.register(
-                    self.fileno(), reads | (polling.POLLOUT if wanted & waiting.WAIT_W else 0)
-                )
-                left = until - time.monotonic()
-                ready = poll.poll(max(0.0, left) * 1000) if left > 0 else []
-                if not ready:
-                    self.pgconn.finish()
-                    msg = f"the server has not answered for {self.deadline_seconds:g} s"
-                    raise LostConnectionError(msg)
-                events = ready[0][1]
-                state = waiting.READY_R if events & ~polling.POLLOUT else 0
-                state |= waiting.READY_W if events & polling.POLLOUT else 0
-                wanted = gen.send(state)
-        except StopIteration as e:
-            return e.value
-
-
 class PostgresTx(Tx):
     """A transaction whose begin travels with its first statement.
 
@@ -157,6 +111,8 @@ class PostgresTx(Tx):
         self.news = False
         self.is_over = False
         cursor.execute(begin)
+        for setting in cursor.local:
+            cursor.execute(setting)
         reads = "READ ONLY" in begin
         self._begun = cursor.ask_rows(NOW if reads else BEGUN)
 
@@ -253,38 +209,7 @@ class PostgresDialect:
 
     def connect(self, statement_seconds: float) -> PatientConnection:
         """Return a new connection of psycopg's, set up."""
-        target = make_conninfo(**{**TCP, **self.address.parts})
-        made = PatientConnection.connect(target, autocommit=True, prepare_threshold=None)
-        made.deadline_seconds = statement_seconds + GRACE_SECONDS
-        try:
-            self._set_up(made, statement_seconds)
-        except BaseException:
-            made.close()
-            raise
-        return made
-
-    def _set_up(self, made: PatientConnection, statement_seconds: float) -> None:
-        version = made.info.server_version
-        if version < OLDEST_VERSION:
-            msg = f"the server is PostgreSQL {version // 10_000}; agentflow needs 14 or later"
-            raise StoreError(msg, hint="Upgrade the server.")
-        settings = {
-            "statement_timeout": f"{statement_seconds}s",
-            "lock_timeout": f"{LOCK_SECONDS}s",
-            "idle_in_transaction_session_timeout": f"{statement_seconds + 20}s",
-            "client_encoding": "UTF8",
-        }
-        if self.address.schema:
-            settings["search_path"] = f'"{self.address.schema}"'
-        calls = ", ".join(f"set_config('{name}', %s, false)" for name in settings)
-        row = made.execute(
-            f"SELECT current_setting('server_encoding'), pg_backend_pid(), {calls}",
-            list(settings.values()),
-        ).fetchone()
-        assert row is not None  # noqa: S101 -- a SELECT without FROM has a row
-        if row[0] != "UTF8":
-            msg = f"the database's encoding is {row[0]}; agentflow needs UTF8"
-            raise StoreError(msg, hint="CREATE DATABASE … ENCODING 'UTF8' TEMPLATE template0.")
+        return connected(self.address, statement_seconds)
 
     def _both(self) -> tuple[Engine, Engine]:
         if self._engines is None:
@@ -309,8 +234,9 @@ class PostgresDialect:
         assert isinstance(made, PatientConnection)  # noqa: S101 -- see `connect`
         if made.wire_cursor is None:  # prepared statements live as long as the connection
             made.wire_cursor = WireCursor(
-                made, prepares=self.prepares, deadline_seconds=made.deadline_seconds
-            )
+                made, prepares=self.prepares and not made.local,
+                deadline_seconds=made.deadline_seconds, local=made.local,
+            )  # fmt: skip
         return made.wire_cursor
 
     def begin(self, conn: Connection, cursor: Any, now_ms: int | None) -> Tx:
@@ -435,6 +361,9 @@ class PostgresDialect:
 
     def is_lost(self, error: BaseException) -> bool:
         """Return whether the connection, or the server, is gone."""
+        if is_pooled(error):
+            self.prepares = False  # a pooler that was not noticed: begin again, without
+            return True
         return is_gone(error)
 
     def is_committed(self, cursor: Any, lost: Tx) -> bool | None:

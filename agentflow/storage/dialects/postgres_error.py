@@ -22,8 +22,6 @@ BUSY = {
     "40P01",  # deadlock_detected
     "55P03",  # lock_not_available: lock_timeout
     "57014",  # query_canceled: statement_timeout
-    "26000",  # a pooler gave us a connection that does not know our prepared statement
-    "42P05",  # or one that knows it already
 }
 # The server is going, coming, or full; class 08 is the way to it.
 GONE = {
@@ -34,6 +32,7 @@ GONE = {
     "25P03",  # idle_in_transaction_session_timeout
     "53300",  # too_many_connections
 }
+# A pooler gave us a connection that does not know our prepared statement, or knows it already.
 POOLED = {"26000", "42P05"}
 RIGHTS = {"28000", "28P01", "42501", "0P000", "3D000", "3F000"}
 READ_ONLY = {"25006"}
@@ -102,6 +101,9 @@ def store_error(error: BaseException, where: Address) -> StoreError | None:
     if code in BUSY:
         msg = f"another transaction on {where.shown} was in the way: {said}"
         return DatabaseLockedError(msg, hint="See pg_stat_activity for who holds the lock.")
+    if code in POOLED:
+        hint = "Use the pooler's session mode, or connect to the server itself."
+        return StoreError(f"a pooler at {where.shown} loses prepared statements", hint=hint)
     if code in FULL:
         return DiskFullError(f"{where.shown} has no space left: {said}")
     if code in READ_ONLY:

@@ -13,11 +13,11 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 import psycopg
 
 from agentflow.storage.dialect import Wake
+from agentflow.storage.dialects.postgres_connection import PatientConnection
 
 REST_SECONDS = 0.02  # between two hints
 RETRY_SECONDS = 1.0  # after the connection was lost
@@ -33,9 +33,7 @@ class Listener:
         wake: Called, in the thread, when another process has told something.
     """
 
-    def __init__(
-        self, connect: Callable[[], psycopg.Connection[Any]], channel: str, wake: Wake
-    ) -> None:
+    def __init__(self, connect: Callable[[], PatientConnection], channel: str, wake: Wake) -> None:
         self._connect = connect
         self._channel = channel
         self._wake = wake
@@ -80,14 +78,15 @@ class Listener:
                     conn.add_notify_handler(self._hear)
                     conn.execute("SET synchronous_commit = off")
                     self._me = conn.pgconn.backend_pid
-                    conn.execute(f"LISTEN {self._channel}")
+                    if not conn.local:  # a pooler would have another client listen
+                        conn.execute(f"LISTEN {self._channel}")
                     self._wake()  # what was told before is not heard
                     self._serve(conn)
             except Exception as e:  # noqa: BLE001 -- polling goes on without hints
                 _LOG.debug("no hints for a while", extra={"error": type(e).__name__})
                 self._closing.wait(RETRY_SECONDS)
 
-    def _serve(self, conn: psycopg.Connection[Any]) -> None:
+    def _serve(self, conn: PatientConnection) -> None:
         pgconn, fileno = conn.pgconn, conn.fileno()
         poll = select.poll()
         poll.register(fileno, select.POLLIN)

@@ -50,9 +50,9 @@ def address(url: str) -> Address:
     rest = PREFIX.sub("postgresql://", SCHEMA.sub(_left, url))
     try:
         parts = {k: str(v) for k, v in conninfo_to_dict(rest).items() if v is not None}
-    except psycopg.ProgrammingError as e:
+    except psycopg.ProgrammingError:
         msg = "the database URL cannot be read"
-        raise SettingsError(msg, hint=f"Write {FORMS}; mask special characters as %XX.") from e
+        raise SettingsError(msg, hint=f"Write {FORMS}; mask special characters as %XX.") from None
     host = parts.get("host") or "localhost"
     shown = f"{host}:{parts.get('port', '5432')}/{parts.get('dbname', '')}"
     return Address(parts=parts, schema=schema, shown=shown)

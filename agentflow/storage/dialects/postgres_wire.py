@@ -148,6 +148,7 @@ class WireCursor:
             closed: a server that is frozen answers to nothing, keepalives excepted.
 
     Attributes:
+        local: Settings that each transaction makes for itself.
         round_trips: How often an answer was waited for.
     """
 
@@ -157,8 +158,10 @@ class WireCursor:
         *,
         prepares: bool,
         deadline_seconds: float,
+        local: Sequence[str] = (),
     ) -> None:
         self.round_trips = 0
+        self.local = local
         self.connection = connection
         self._conn = connection.pgconn
         self._conn.nonblocking = 1
