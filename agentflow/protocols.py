@@ -1105,6 +1105,15 @@ class Deferring(Protocol):
         ...
 
 
+@runtime_checkable
+class Findable(Resumable, Protocol):
+    """A provider whose vendor can be asked for an answer by words of our own."""
+
+    def handle(self, request: ModelRequest, call: ProviderCall) -> str | None:
+        """Return what `resume` finds the answer by, known before *request* is sent, or None."""
+        ...
+
+
 class PriceBook(Protocol):
     """Turns usage into cost lines."""
 

@@ -30,7 +30,14 @@ from agentflow.llm.deferral import Result, Route
 from agentflow.llm.request import ModelRequest, ToolSpec
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.usage import Usage
-from agentflow.protocols import Deferring, PriceBook, Provider, ProviderCall, Resumable
+from agentflow.protocols import (
+    Deferring,
+    Findable,
+    PriceBook,
+    Provider,
+    ProviderCall,
+    Resumable,
+)
 from agentflow.retry import MODEL_RETRY
 from agentflow.sync_point import sync_point
 
@@ -134,6 +141,7 @@ async def _llm_call(request: ModelRequest, ctx: ActivityContext) -> ModelRespons
                 hint='Ask for a latency that is offered, or for "now".',
             )
         elif ctx.previous_ref is None:
+            await attempt.announce(call)
             sync_point("llm.before_send")
             response = await provider.complete(request, call)
         else:
@@ -141,6 +149,7 @@ async def _llm_call(request: ModelRequest, ctx: ActivityContext) -> ModelRespons
             response = await _resumed(provider, ctx.previous_ref, request, call)
         sync_point("llm.after_response")
     except Exception as error:
+        attempt.note_whereabouts(error)
         attempt.failed(error)
         raise
     except asyncio.CancelledError as error:
@@ -334,6 +343,20 @@ class _Attempt:
         self._began = time.monotonic()
         self._ref = ctx.previous_ref
         self._resumable = provider if isinstance(provider, Resumable) else None
+        self._findable = provider if isinstance(provider, Findable) else None
+        self._is_announced = False
+
+    async def announce(self, call: ProviderCall) -> None:
+        """Put on record under which words the vendor will list the answer, where it does."""
+        handle = None if self._findable is None else self._findable.handle(self._request, call)
+        if handle is not None:
+            self._is_announced = True
+            await self._committed(handle)
+
+    def note_whereabouts(self, error: Exception) -> None:
+        """Let the next attempt look for an answer that may exist, and never arrived."""
+        if self._is_announced and isinstance(error, ProviderError):
+            error.in_flight = error.sent and error.status is None
 
     def on_ref(self, ref: str) -> Awaitable[None] | None:
         """Take note of the vendor's handle: from here on something may be billed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from agentflow.agents.approvals import call_of, denial_text
@@ -22,7 +23,7 @@ from agentflow.errors import (
 from agentflow.history.failure import Failure
 from agentflow.ledger.entries import PICO
 from agentflow.llm.messages import ToolCallPart, ToolResultPart
-from agentflow.tools.schema import tool_schema, validate_arguments
+from agentflow.tools.schema import ToolSchema, tool_schema, validate_arguments
 from agentflow.tools.tool import Tool
 
 # What no model may see as "an error, try again": after a doubtful call another one might repeat
@@ -97,7 +98,7 @@ class ToolCalls:
                 asked = call_of(callee, arguments, agent=self.agent.name, key=key)
                 return text_of(await self.context.call(asked), callee.returns)
             case AgentTool():
-                given = validate_arguments(_ASKED, call.arguments)
+                given = validate_arguments(_asked(), call.arguments)
                 found = await self.run_agent(callee.agent, given["input"], key)
                 cost = found.cost_usd
                 self.tally.add(found.usage, None if cost is None else int(cost * PICO))
@@ -124,7 +125,9 @@ def _ask(input: str) -> str:
     return input
 
 
-_ASKED = tool_schema(_ask, name="agent")
+@lru_cache(maxsize=1)
+def _asked() -> ToolSchema:
+    return tool_schema(_ask, name="agent")
 
 
 async def _side_by_side(jobs: Sequence[Any]) -> list[ToolResultPart]:

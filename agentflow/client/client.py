@@ -407,7 +407,8 @@ class Client(Operator):
 
         Raises:
             NotFoundError: there is no such run, or no such attempt in its ledger.
-            UsageError: the amount is zero or no exact amount, or there is no reason.
+            UsageError: the amount is no exact amount, or zero although no call is named, or there
+                is no reason.
         """
         if isinstance(cast("object", amount_usd), float | bool):
             msg = f"{amount_usd!r} is not exact"
@@ -421,6 +422,7 @@ class Client(Operator):
             actor=actor or seams.actor or "",
             id=id or ids.new_message_id(),
             model=(about.record.model_served or about.record.model_asked) if about else "",
+            settles=about is not None,
         )
         entry = LedgerWrite(
             key=key,

@@ -174,7 +174,14 @@ def pico_usd(amount_usd: Decimal) -> int:
 
 
 def adjustment(
-    amount_usd: Decimal, *, reason: str, actor: str, id: str, model: str = "", source: str = ""
+    amount_usd: Decimal,
+    *,
+    reason: str,
+    actor: str,
+    id: str,
+    model: str = "",
+    source: str = "",
+    settles: bool = False,
 ) -> AttemptRecord:
     """Return the ledger's entry of an amount that somebody books; nothing is ever re-priced.
 
@@ -185,13 +192,15 @@ def adjustment(
         id: The same id is booked once.
         model: ``provider:name`` that it is about, or "".
         source: Where the amount comes from, such as a provider's report.
+        settles: Whether it is about one call: then zero says that nothing was billed for it.
 
     Raises:
         UsageError: the amount is zero or none, or there is no reason.
     """
     amount = pico_usd(amount_usd)
-    if not amount or not reason.strip():
-        what = "an adjustment of zero" if not amount else "an adjustment without a reason"
+    says_nothing = not amount and not settles
+    if says_nothing or not reason.strip():
+        what = "an adjustment of zero" if says_nothing else "an adjustment without a reason"
         raise UsageError(f"{what} says nothing", hint="Give a signed amount and a reason.")
     line = CostLine(
         unit="adjustment",

@@ -214,10 +214,9 @@ class SdkProvider(ABC):
         )
 
     def _options(self, wire: Wire, call: ProviderCall) -> dict[str, Any]:
-        key = _header_value(call.idempotency_key)
         headers = {
-            "Idempotency-Key": key,
-            "X-Client-Request-Id": f"{key}-{call.attempt}",
+            "Idempotency-Key": _header_value(call.idempotency_key),
+            "X-Client-Request-Id": call_name(call),
             **wire.headers,
         }
         options = {**self.options, "headers": headers, "max_retries": 0}
@@ -354,6 +353,11 @@ def _storable(value: Any) -> Any:
 def request_id_of(headers: Mapping[str, str]) -> str | None:
     """Return the vendor's id of the HTTP request: OpenAI's or Anthropic's header."""
     return headers.get("x-request-id") or headers.get("request-id")
+
+
+def call_name(call: ProviderCall) -> str:
+    """Return a name of one physical request that no other one has: its call's key and attempt."""
+    return f"{_header_value(call.idempotency_key)}-{call.attempt}"
 
 
 def _header_value(key: str) -> str:

@@ -27,8 +27,8 @@ from agentflow.providers.deferral import refusal
 from agentflow.providers.exchange import (
     Assembler,
     Received,
-    SdkProvider,
     Wire,
+    call_name,
     error_in_answer,
     model_name,
     split_extra,
@@ -36,6 +36,7 @@ from agentflow.providers.exchange import (
 )
 from agentflow.providers.http_errors import Vendor, missing_key
 from agentflow.providers.openai_deferral import BatchDesk
+from agentflow.providers.stored_chat import NAME, Search, StoringProvider
 
 _WINDOWS = ("24h",)
 
@@ -50,13 +51,15 @@ _FINISH: dict[str, FinishReason] = {
 }
 
 
-class OpenAIChat(SdkProvider):
+class OpenAIChat(StoringProvider):
     """OpenAI's Chat Completions, and any endpoint that speaks them.
 
     Args:
         client: An `openai.AsyncOpenAI` of one's own; None makes one from OPENAI_API_KEY,
             OPENAI_BASE_URL and so on, at the first call.
         name: The word before the colon in a model's name.
+        search: How long an answer that was stored (``settings.extra["store"]``) and never
+            arrived is looked for.
     """
 
     usual_name: ClassVar[str] = "openai-chat"
@@ -65,9 +68,13 @@ class OpenAIChat(SdkProvider):
     options: ClassVar[dict[str, Any]] = parts.BEARER
 
     def __init__(
-        self, client: openai.AsyncOpenAI | None = None, *, name: str | None = None
+        self,
+        client: openai.AsyncOpenAI | None = None,
+        *,
+        name: str | None = None,
+        search: Search | None = None,
     ) -> None:
-        super().__init__(client, name=name)
+        super().__init__(client, name=name, search=search)
 
     def _connect(self) -> openai.AsyncOpenAI:
         try:
@@ -80,6 +87,8 @@ class OpenAIChat(SdkProvider):
         sent, not_sent = parts.temperature(request)
         host = self._about(self._client).host
         body = {**_body(request, call, self.name), **_ceiling(request, host), **sent}
+        if self.handle(request, call) is not None:
+            body["metadata"] = {NAME: call_name(call)}
         return Wire(
             body=with_extra(body, extra),
             # Without it a stream says nothing about its usage.

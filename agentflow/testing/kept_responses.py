@@ -1,10 +1,11 @@
-"""Responses that the loopback server works on in the background: nobody need be connected.
+"""Answers that the loopback server keeps: nobody need be connected.
 
 Nothing runs: how far a response is follows from the time, so it goes on whoever dies.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from agentflow.testing.wire_formats import Answer, Event, Fault, Seen, events, whole
@@ -86,3 +87,25 @@ class KeptResponse:
         given, made = int(usage.get("input_tokens", 0)), int(usage.get("output_tokens", 0))
         share = len(self.ready(now)) / len(self.all_events) if self.is_cancelled else 1.0
         return given + int(made * share)
+
+
+class StoredCompletion:
+    """A chat completion that is stored, and listed by its metadata once it is complete.
+
+    Args:
+        seen: The request.
+        answer: What the model says; its fault's delays are the time that it takes.
+        now: Seconds of any clock.
+    """
+
+    def __init__(self, seen: Seen, answer: Answer, now: float) -> None:
+        metadata = dict(seen.body.get("metadata") or {})
+        self.body = {**whole(seen, answer), "metadata": metadata}
+        fault = answer.fault or Fault()
+        number = sum(1 for _ in events(seen, answer)) if seen.stream else 0
+        self._complete_at = now + fault.delay_seconds + number * fault.pause_seconds
+
+    def is_listed(self, wanted: Mapping[str, str], now: float) -> bool:
+        """Return whether it is complete and has all of this metadata."""
+        has_all = wanted.items() <= self.body["metadata"].items()
+        return has_all and now >= self._complete_at

@@ -37,7 +37,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from agentflow.dataclass import dataclass
 from agentflow.testing.kept_batches import BATCH_PATHS, MAKES_BATCH, BatchDesk, Refused
-from agentflow.testing.kept_responses import KeptResponse
+from agentflow.testing.kept_responses import KeptResponse, StoredCompletion
 from agentflow.testing.wire_formats import (
     PATHS,
     Answer,
@@ -57,6 +57,8 @@ Script = Sequence[Reply] | Callable[[Seen], Reply]
 
 _HOST = "127.0.0.1"
 _RESPONSES = "/v1/responses/"
+_COMPLETIONS = "/v1/chat/completions"
+_FILTER = "metadata["
 _TICK_SECONDS = 0.005
 _LATE = 0.8  # an event is broken behind its name, within its data
 _MIDDLE = 0.5  # a disconnect in the middle comes after half of the bytes or events
@@ -111,6 +113,7 @@ class LoopbackServer:
         self._kept: dict[str, tuple[KeptResponse, Record]] = {}
         self._looks: list[tuple[str, str]] = []
         self.batches = BatchDesk(self._accept)
+        self._stored: list[StoredCompletion] = []
         self._server = _Server((_HOST, port), _Handler)
         self._server.loopback = self
         self._thread = threading.Thread(
@@ -140,7 +143,10 @@ class LoopbackServer:
 
     @property
     def looks(self) -> list[tuple[str, str]]:
-        """Every look at a response in the background, as (retrieve, stream or cancel, its id)."""
+        """Every look at a response in the background, as (retrieve, stream or cancel, its id).
+
+        And at stored completions, as (list, the values of the metadata that were asked for).
+        """
         with self._lock:
             return list(self._looks)
 
@@ -222,7 +228,20 @@ class LoopbackServer:
         """Forget every response in the background, as a vendor does after its time."""
         with self._lock:
             self._kept.clear()
+            self._stored.clear()
         self.batches.lose()
+
+    def store(self, completion: StoredCompletion) -> None:
+        """Store a completion; it is listed once it is complete, whoever is connected."""
+        with self._lock:
+            self._stored.append(completion)
+
+    def listed(self, wanted: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Count a look at the stored completions; return those that have this metadata."""
+        now = time.monotonic()
+        with self._lock:
+            self._looks.append(("list", " ".join(wanted.values())))
+            return [one.body for one in self._stored if one.is_listed(wanted, now)]
 
     def look(self, what: str, id: str) -> tuple[KeptResponse, int | None] | None:
         """Count a look at a response; return it, if it is there, and the status to fail with."""
@@ -277,7 +296,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer what was counted: `/__requests`, filtered by `?key=` or `?test_id=`.
 
-        Or how a response in the background stands, or its events: `/v1/responses/…`.
+        Or how a response in the background stands, or its events: `/v1/responses/…`; or which
+        completions are stored: `/v1/chat/completions`.
         """
         where = urlsplit(self.path)
         if where.path.startswith(_RESPONSES):
@@ -285,6 +305,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if where.path.startswith(BATCH_PATHS):
             self._batch("GET", where.path, {k: v[0] for k, v in parse_qs(where.query).items()})
+            return
+        if where.path == _COMPLETIONS:
+            query = parse_qs(where.query)
+            wanted = {k[len(_FILTER) : -1]: v[0] for k, v in query.items() if k.startswith(_FILTER)}
+            listed = self.server.loopback.listed(wanted)
+            self._json(200, {"object": "list", "data": listed, "has_more": False})
             return
         if where.path != "/__requests":
             self._json(404, {"error": {"message": f"nothing at {where.path}"}})
@@ -417,6 +443,8 @@ class _Handler(BaseHTTPRequestHandler):
         fault = answer.fault or Fault()
         if fault.status is None and fault.disconnect != "before":
             record.billed_tokens = sum(token_counts(seen, answer))
+            if seen.api == "chat" and seen.body.get("store") is True:
+                self.server.loopback.store(StoredCompletion(seen, answer, time.monotonic()))
         try:
             if seen.background and fault.status is None and fault.disconnect != "before":
                 self._keep(seen, answer, fault, record)

@@ -265,7 +265,7 @@ def _model(
     Its fields are numbered and named by alias: a parameter may be called ``json`` or ``_x``.
     """
     fields: dict[str, Any] = {}
-    base: type[BaseModel] = _Closed
+    base: type[BaseModel] | None = None
     for number, parameter in enumerate(taken.values()):
         hint = hints[parameter.name]
         if parameter.kind is parameter.VAR_KEYWORD:
@@ -273,13 +273,12 @@ def _model(
         else:
             fields[f"p{number}"] = _field(parameter, hint, said.parameters.get(parameter.name))
     try:
-        return create_model(f"{tool}_arguments", __base__=base, **fields)
+        if base is not None:
+            return create_model(f"{tool}_arguments", __base__=base, **fields)
+        closed = ConfigDict(extra="forbid")
+        return create_model(f"{tool}_arguments", __config__=closed, **fields)
     except _NO_SCHEMA as e:
         raise _no_schema(tool, {p.name: hints[p.name] for p in taken.values()}, e) from e
-
-
-class _Closed(BaseModel):
-    model_config = ConfigDict(extra="forbid")
 
 
 def _open(hint: Any, tool: str, parameter: str) -> type[BaseModel]:

@@ -410,6 +410,19 @@ async def test_unknown_usage_counts_in_full_until_it_is_adjusted(file: Path) -> 
     assert (after.spent_usd, after.doubtful_pico_usd) == (Decimal("0.0007"), 0)
 
 
+async def test_a_doubtful_call_that_nobody_billed_is_settled_with_zero(file: Path) -> None:
+    """The vendor's log says so: its whole bound comes back."""
+    async with opened(file, Vendor(usage=None)) as flow:
+        await (await flow.start(one, 1, id="free", budget_usd="1")).result()
+        (row,) = await flow.store.ledger("default", "free")
+        with pytest.raises(UsageError, match="of zero"):
+            await flow.adjust("free", "0", reason="not in the log")
+        assert await flow.adjust("free", "0", reason="not in the log", key=row.key)
+        after = await budget_of(flow, "free")
+
+    assert (after.spent_pico_usd, after.doubtful_pico_usd) == (0, 0)
+
+
 async def test_a_request_that_never_left_is_released(file: Path) -> None:
     """Attempts reserve one by one; only what provably was never sent comes back."""
 

@@ -15,7 +15,8 @@ from agentflow.errors import ProviderError, ResponseLostError
 from agentflow.llm.request import ModelSettings
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.stream import Delta
-from agentflow.protocols import ProviderCall, Resumable
+from agentflow.protocols import Findable, ProviderCall, Resumable
+from agentflow.providers.anthropic import Anthropic
 from agentflow.providers.background import Patience
 from agentflow.providers.openai_chat import OpenAIChat
 from agentflow.providers.openai_responses import OpenAIResponses
@@ -330,6 +331,8 @@ def test_an_account_that_may_not_store_is_told_what_to_switch() -> None:
 
 
 def test_who_can_fetch() -> None:
-    """OpenAI's Responses; Chat Completions have nothing to fetch."""
+    """OpenAI's Responses by their id, stored Chat Completions by a name; Anthropic has nothing."""
     assert isinstance(OpenAIResponses(), Resumable)
-    assert not isinstance(OpenAIChat(), Resumable)
+    assert not isinstance(OpenAIResponses(), Findable)
+    assert isinstance(OpenAIChat(), Findable)
+    assert not isinstance(Anthropic(), Resumable)

@@ -1,8 +1,8 @@
 """``python -m tests.crash N=300``: every hit, recovery too, then N kills at random times.
 
-With N=10000 or more (the full run) recovery is killed at each of its hits; with fewer, at a
-sample: ``SAMPLED=4`` second kills for each first one. Exit code 1 if anything was lost, repeated
-or not flagged; only a run without any writes the table.
+Then each kind of model call is killed in flight. With N=10000 or more (the full run) recovery is
+killed at each of its hits; with fewer, at a sample: ``SAMPLED=4`` second kills for each first one.
+Exit code 1 if anything was lost, repeated or not flagged; only a run without any writes the tables.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from tests.crash import table
+from tests.crash import inflight_table, table
 from tests.crash.driver import Result, Trial, clean_trials, laboratory
 from tests.crash.plan import all_kills, random_kills, recovery_kills
 
@@ -40,7 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         by_chance = _random(run, count, seed)
     results = [*clean, *once, *twice, *by_chance]
     print(table.table(results))
-    if any(result.problems for result in results):
+    cells = inflight_table.measured()
+    print(inflight_table.table(cells))
+    if any(result.problems for result in results) or not inflight_table.is_sound(cells):
         return 1
     minutes = (time.monotonic() - began) / 60
     facts = (
@@ -49,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         f"{minutes:.0f} minutes; Python {platform.python_version()}, "
         f"SQLite {sqlite3.sqlite_version}; one trial in 8 with `synchronous=FULL`."
     )
-    table.write(results, facts)
+    table.write(results, facts, cells)
     return 0
 
 

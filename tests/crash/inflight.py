@@ -3,44 +3,59 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
+import sqlite3
+import time
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from multiprocessing import get_context
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import anthropic
 import openai
 
 import agentflow
 from agentflow import Agent, ModelSettings, tool, workflow
-from agentflow.ledger.entries import Priced
-from agentflow.llm.usage import Usage
+from agentflow.history import events as ev
+from agentflow.llm.stream import Delta, StreamItem
 from agentflow.protocols import Provider
 from agentflow.providers.anthropic import Anthropic
 from agentflow.providers.background import Patience
 from agentflow.providers.openai_chat import OpenAIChat
 from agentflow.providers.openai_responses import OpenAIResponses
+from agentflow.providers.stored_chat import Search
 from agentflow.sync_point import arm
-from agentflow.testing.loopback import Answer
+from agentflow.testing.facts import RunFacts, read_file
+from agentflow.testing.invariants import problems
+from agentflow.testing.loopback import Answer, Fault, LoopbackServer, Seen
 from agentflow.worker.worker import WorkerOptions
+from tests.crash.workloads import Prices
 
 KINDS: dict[str, str] = {
     "background": "openai:gpt-6-sol",
     "foreground": "openai:gpt-6-sol",
     "chat": "openai-chat:gpt-6-sol",
+    "stored": "openai-chat:gpt-6-sol",
     "anthropic": "anthropic:claude-sonnet-5-5",
 }
 TURNS = (
     Answer(calls=(("weigh", {"thing": "the moon over the sea, once more"}),)),
     Answer(text="one two three four five six seven eight"),
 )
+SENT = "sent"  # not a point of ours: the vendor has the request, and has not answered
+PAUSE_SECONDS = 0.003  # between the events of a stream
+_HOUR_MS = 3_600_000
+_LIFE_SECONDS = 25.0
 _KEY = "sk-test-0123456789abcdef"
 _SOON = timedelta(milliseconds=10)
 _QUICK = Patience(first=_SOON, longest=_SOON)
+_SEARCH = Search(lasts=timedelta(seconds=2), pause=_SOON)
 
 
 @tool(effect="read")
@@ -52,7 +67,11 @@ async def weigh(thing: str) -> int:
 @workflow
 async def weighing(kind: str) -> str:
     """Ask, weigh, ask again."""
-    settings = ModelSettings(background=kind == "background")
+    settings = ModelSettings(
+        background=kind == "background",
+        max_output_tokens=200,
+        extra={"store": True} if kind == "stored" else {},
+    )
     agent = Agent("scales", model=KINDS[kind], tools=[weigh], settings=settings)
     return (await agent.run("How heavy is the moon?")).output
 
@@ -75,22 +94,6 @@ class Life:
     hit: int = 1
 
 
-class Free:
-    """A price book: what is known costs nothing."""
-
-    def price(
-        self,
-        usage: Usage | None,
-        *,
-        model: str,
-        at: datetime,
-        tier: str | None = None,
-        context: Mapping[str, str] | None = None,
-    ) -> Priced:
-        """Return nothing, or that it is unknown."""
-        return Priced(status="unknown_usage" if usage is None else "not_billed")
-
-
 def live(life: Life) -> None:
     """Work on the run until it ends, or until this process does."""
     hits: Counter[str] = Counter()
@@ -111,7 +114,7 @@ async def _work(life: Life) -> None:
             f"sqlite:///{life.database}",
             durability="process",
             providers=[_provider(life)],
-            prices=Free(),
+            prices=Prices(),
             worker=WorkerOptions(quarantine_after=0),
         ) as flow,
     ):
@@ -122,7 +125,9 @@ def _provider(life: Life) -> Provider:
     if life.kind == "anthropic":
         return Anthropic(anthropic.AsyncAnthropic(api_key=_KEY, base_url=life.url))
     client = openai.AsyncOpenAI(api_key=_KEY, base_url=f"{life.url}/v1")
-    return OpenAIChat(client) if life.kind == "chat" else OpenAIResponses(client, patience=_QUICK)
+    if life.kind in {"chat", "stored"}:
+        return OpenAIChat(client, search=_SEARCH)
+    return OpenAIResponses(client, patience=_QUICK)
 
 
 def processes() -> Any:
@@ -132,3 +137,106 @@ def processes() -> Any:
         [__name__, "agentflow.storage.store", "agentflow.storage.dialects.sqlite"]
     )
     return context
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """A run, the processes that died over it, and what is left.
+
+    Attributes:
+        posts: Number of paid requests; 2 are needed.
+        billed_tokens: What the vendor bills.
+        doubtful_pico_usd: Bounds in the run's budget of attempts whose cost nobody knows.
+        facts: What the store has.
+        shown: Pieces that a watcher in another process saw, in order.
+    """
+
+    posts: int
+    billed_tokens: int
+    doubtful_pico_usd: int
+    facts: RunFacts
+    problems: list[str]
+    shown: list[StreamItem] = field(default_factory=list)
+
+    @property
+    def doubts(self) -> list[str]:
+        """What was done about each doubtful attempt."""
+        return [e.policy for e in self.facts.events if isinstance(e, ev.ActivityInDoubt)]
+
+    @property
+    def booked_tokens(self) -> int:
+        """What the ledger knows of."""
+        return sum((a["input_tokens"] or 0) + (a["output_tokens"] or 0) for a in self.ledger)
+
+    @property
+    def unknown(self) -> int:
+        """How many model calls the ledger has whose usage nobody knows."""
+        return sum(a["cost_status"] == "unknown_usage" for a in self.ledger)
+
+    @property
+    def ledger(self) -> Sequence[Any]:
+        """The model calls in the ledger."""
+        return [a for a in self.facts.attempts if a["kind"] == "model"]
+
+
+Kill = tuple[str, int]
+
+
+async def killed(
+    forks: Any, folder: Path, kind: str, *kills: Kill, stream: bool, loses_reply: bool = False
+) -> Trial:
+    """Start a run, work on it with processes that die at *kills*, and with one that lives.
+
+    With *loses_reply*, the vendor accepts the first request and hangs up without a word.
+    """
+    file = folder / "r.db"
+    async with agentflow.connect(f"sqlite:///{file}") as client:
+        run = await client.start(weighing, kind, id="r", budget_usd="1")
+        if stream:
+            until_ms = int(time.time() * 1000) + _HOUR_MS
+            await client.store.watch((await run.info()).pk, until_ms)
+    waits = any(point == SENT for point, _ in kills)
+
+    def script(seen: Seen) -> Answer:
+        delay = 1.0 if waits and seen.number == 1 else 0.0
+        pause = PAUSE_SECONDS if stream or kind == "background" else 0.0
+        lost: Literal["reply"] | None = "reply" if loses_reply and seen.number == 1 else None
+        fault = Fault(delay_seconds=delay, pause_seconds=pause, disconnect=lost)
+        return replace(TURNS[seen.turns], fault=fault)
+
+    with LoopbackServer(script) as server:
+        life = Life(url=server.url, database=str(file), kind=kind)
+        for point, hit in kills:
+            _die(forks, replace(life, point=point, hit=hit), server)
+        last = forks.Process(target=live, args=(life,))
+        last.start()
+        last.join(_LIFE_SECONDS)
+        assert last.exitcode == 0
+        return Trial(
+            posts=len(server.requests),
+            billed_tokens=server.billed_tokens,
+            facts=read_file(file).runs[0],
+            doubtful_pico_usd=read_file(file).budgets[0]["doubtful_pico_usd"],
+            problems=problems(file),
+            shown=_shown(file),
+        )
+
+
+def _die(forks: Any, life: Life, server: LoopbackServer) -> None:
+    process = forks.Process(target=live, args=(life,))
+    process.start()
+    if life.point == SENT:
+        while not server.requests and process.is_alive():
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+    process.join(_LIFE_SECONDS)
+    assert process.exitcode == -signal.SIGKILL, "it did not get there"
+
+
+def _shown(file: Path) -> list[StreamItem]:
+    with closing(sqlite3.connect(file)) as db:
+        rows = [json.loads(row[0]) for row in db.execute("SELECT item FROM stream_items")]
+    return [
+        StreamItem(**{**row, "delta": Delta(**row["delta"]) if row["delta"] else None})
+        for row in rows
+    ]

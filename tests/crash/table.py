@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.crash import inflight_table
 from tests.crash.driver import Result
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- crash-table -->", "<!-- /crash-table -->"
+BEGIN_SHORT, END_SHORT = "<!-- in-flight -->", "<!-- /in-flight -->"
 TITLES = {
     "linear": "calls in sequence, two timers",
     "gather": "gather of 5 branches x 2 calls",
@@ -23,6 +25,9 @@ TITLES = {
     "cancel": "cancel with clean-up",
     "retry": "retry, back-off",
     "huge": "payloads of 300 KB",
+    "reopened": "failed, then retried by a person",
+    "edited": "a prompt that every process edits",
+    "background": "a model that goes on without a connection",
 }
 
 
@@ -71,8 +76,20 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join([HEAD, *lines, row("**all**", list(results))])
 
 
-def write(results: Sequence[Result], facts: str) -> None:
-    """Write the page, and the README's snippet where it has a place for it."""
+IN_FLIGHT = (
+    "## Calls in flight\n\n"
+    "What a kill in the middle of a model call costs. A run of two model calls and a tool works "
+    "against a server that speaks each vendor's format, bills every request that it accepts, and "
+    "goes on with what it accepted; the process dies in the first call, another one ends the run. "
+    "`1`: paid once, and the books are complete. `2, flagged`: sent again, because nobody can ask "
+    "that vendor; the first request is in the ledger as in doubt, and its upper bound is counted "
+    "in the budget until somebody settles it. `·`: it cannot come to that. Chat Completions are "
+    "stored where the request says `store`; they are looked up by the name that it carries."
+)
+
+
+def write(results: Sequence[Result], facts: str, cells: Sequence[Sequence[str]]) -> None:
+    """Write the page, and the README's snippets where it has a place for them."""
     text = table(results)
     page = ROOT / "docs" / "crash-table.md"
     page.parent.mkdir(exist_ok=True)
@@ -82,10 +99,16 @@ def write(results: Sequence[Result], facts: str) -> None:
         "SIGKILL: at each hit of each named point, again while it recovers, and at random times; "
         "then it is started again until the run has ended. Effects are counted by another process "
         "that is never killed, and `agentflow.testing.invariants` reads the whole store.\n\n"
-        f"{text}\n\n{facts}\n"
+        f"{text}\n\n{facts}\n\n{IN_FLIGHT}\n\n{inflight_table.table(cells)}\n"
     )
+    put(text, BEGIN, END)
+    put(inflight_table.short(cells), BEGIN_SHORT, END_SHORT)
+
+
+def put(text: str, begin: str, end: str) -> None:
+    """Write *text* between two marks of the README, where it has them."""
     readme = ROOT / "README.md"
-    if readme.exists() and BEGIN in (before := readme.read_text()):
-        head, _, rest = before.partition(BEGIN)
-        _, _, tail = rest.partition(END)
-        readme.write_text(f"{head}{BEGIN}\n{text}\n{END}{tail}")
+    before = readme.read_text()
+    if begin in before:
+        head, _, rest = before.partition(begin)
+        readme.write_text(f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
