@@ -14,6 +14,7 @@ from agentflow.codec import Cipher, Parts, Payload
 from agentflow.dataclass import dataclass
 from agentflow.history.events import ActivityScheduled, ActivityStarted, AnyEvent
 from agentflow.ledger.budgets import Bound, Budget, Ceiling, Limits, Scope
+from agentflow.ledger.cache import CachedAnswer, CacheGroup, CacheWork
 from agentflow.ledger.entries import AttemptRecord, Priced
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
 from agentflow.ledger.spending import Spending
@@ -330,6 +331,7 @@ class Append:
         progress: Whether an outcome is among the facts (resets the kill count).
         is_bounded: Whether bounds of the starts were worked out, where they cost something.
         budget_seen: Where calls wait for a budget: the run's `budget` when they were refused.
+        cache: What it asks of the cache and tells it; None = nothing.
     """
 
     run_pk: int
@@ -352,6 +354,7 @@ class Append:
     progress: bool = False
     is_bounded: bool = False
     budget_seen: int | None = None
+    cache: CacheWork | None = None
 
 
 def bare_append(
@@ -391,11 +394,13 @@ class Appended:
         next_seq: The row's `next_seq` after it.
         granted: Terms by call key, for starts that were written.
         refused: Guard's name by call key: ``pause``, ``cancel``, ``approval``, ``budget`` (code
-            must see it), ``budget_wait`` (until there is room), ``bound`` (work it out first).
+            must see it), ``budget_wait`` (until there is room), ``bound`` (work it out first),
+            ``cache_wait`` (an equal call is in flight).
         details: Why, in words, by call key, where a budget refused.
         marks: Soft marks that were just passed, (budget, percent): each has its event, written
             behind the starts, or before the event that ends the run.
         budget: The run's `budget`.
+        due: By the key of a call that waits for an equal one: when it asks again at the latest.
         released: Whether the run has no owner any more.
         inbox_first: A terminal append was put off because messages wait: record them first.
     """
@@ -406,6 +411,7 @@ class Appended:
     details: dict[str, str] = field(default_factory=dict)
     marks: tuple[tuple[str, int], ...] = ()
     budget: int = 0
+    due: dict[str, int] = field(default_factory=dict)
     released: bool = False
     inbox_first: bool = False
 
@@ -732,6 +738,21 @@ class Store(Protocol):
 
     async def queues(self) -> list[QueueState]:
         """Return the queues, and the workflows that have limits, by name."""
+        ...
+
+    # -- the cache across runs
+    async def cached_answer(self, project: str, digest: bytes) -> CachedAnswer | None:
+        """Return the answer to a request, however old it is, or None."""
+        ...
+
+    async def cache_groups(self, project: str) -> list[CacheGroup]:
+        """Return what a project's cache holds, and what it saved, by model."""
+        ...
+
+    async def clear_cache(
+        self, project: str, *, before_ms: int | None = None, model: str | None = None
+    ) -> int:
+        """Forget answers, those older than a time or of one model; return their number."""
         ...
 
     # -- verbs of the auditor

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from typing import Literal
+
 from agentflow.agents.result import AgentResult
 from agentflow.agents.spec import AgentSpec, AgentTool, Output, tool_name
-from agentflow.agents.turns import run_turns
+from agentflow.agents.turns import Reuse, run_turns
 from agentflow.dataclass import dataclass
 from agentflow.engine.definition import Latency
 from agentflow.llm.messages import Messages
@@ -43,6 +46,10 @@ class Agent(AgentSpec[Output]):
         latency: How long answers may take: ``now``, or ``2h``, ``8h``, ``24h`` for less money; the
             run waits as one row meanwhile. None = as the run was started. A model that does not
             offer it fails the call, and says what it offers.
+        cache: ``"project"``: a request that equals an earlier one of the project to the byte
+            (conversation, parameters, model) is answered by that one's answer, and costs nothing;
+            equal ones at the same time are asked once. None: only the run's own history answers.
+        cache_ttl: How old such an answer may be.
     """
 
     async def run(
@@ -52,6 +59,8 @@ class Agent(AgentSpec[Output]):
         conversation: Messages | None = None,
         key: str | None = None,
         latency: Latency | None = None,
+        cache: Literal["project", "off"] | None = None,
+        cache_ttl: timedelta | None = None,
     ) -> AgentResult[Output]:
         """Ask, run the tools that the model calls, ask again, until it answers.
 
@@ -61,6 +70,9 @@ class Agent(AgentSpec[Output]):
             conversation: What was said before; `AgentResult.messages` of an earlier run.
             key: Explicit key for the calls of this run, unique in the workflow's run.
             latency: How long the answers of this run may take; the agent's own by default.
+            cache: ``"project"`` or ``"off"`` for the model calls of this conversation; None = as
+                each agent says.
+            cache_ttl: How old an answer of the cache may be; None = as each agent says.
 
         Returns:
             The answer, the conversation with it, and what it took.
@@ -73,7 +85,10 @@ class Agent(AgentSpec[Output]):
             OutputError: the model answered twice with nothing.
             ActivityError: the model, and all fallbacks, failed for good.
         """
-        return await run_turns(self, input, conversation=conversation, key=key, latency=latency)
+        reuse = Reuse(cache=cache, ttl=cache_ttl)
+        return await run_turns(
+            self, input, conversation=conversation, key=key, latency=latency, reuse=reuse
+        )
 
     def as_tool(self, name: str | None = None, description: str | None = None) -> AgentTool:
         """Return this agent as a tool of another one.

@@ -16,6 +16,7 @@ from agentflow.dataclass import dataclass
 from agentflow.engine.definition import Latency, OnDoubt, check_latency
 from agentflow.engine.definitions import Activity
 from agentflow.errors import UsageError
+from agentflow.ledger.cache import CACHE_TTL, CacheScope, vendor_state
 from agentflow.llm.messages import Message, Messages
 from agentflow.llm.request import ModelSettings, OutputSchema, ToolSpec
 from agentflow.retry import MODEL_RETRY, RetryPolicy
@@ -113,6 +114,8 @@ class AgentSpec(Generic[Output]):
     timeout: timedelta | float | None = None
     on_doubt: OnDoubt | None = None
     latency: Latency | None = None
+    cache: CacheScope | None = None
+    cache_ttl: timedelta = CACHE_TTL
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything runs."""
@@ -126,6 +129,7 @@ class AgentSpec(Generic[Output]):
             msg = f"agent {self.name}: on_doubt {self.on_doubt!r} is none of retry, fail, ask"
             raise UsageError(msg)
         check_latency(self.latency, where=f"agent {self.name}")
+        check_cache(self.name, self.cache, self.cache_ttl, self.settings)
         for one in self.tools:
             self._check_tool(one)
         if self.tool_choice not in {"auto", "none", "required"} and not callable(self.handoffs):
@@ -198,6 +202,29 @@ class AgentSpec(Generic[Output]):
         return llm_call.with_options(
             retry=retry, timeout=timeout, on_doubt=self.on_doubt, latency=self.latency
         )
+
+
+def check_cache(
+    agent: str, cache: object, ttl: object, settings: ModelSettings, *, words: tuple[str, ...] = ()
+) -> None:
+    """Check what an agent, or one of its calls, wants of the cache across runs.
+
+    Raises:
+        UsageError: an unknown word, no span of time, or answers that depend on vendor's state.
+    """
+    known = (None, "project", *words)
+    if cache not in known:
+        told = ", ".join(repr(word) for word in known)
+        raise UsageError(f"agent {agent}: cache={cache!r} is none of {told}")
+    if not isinstance(ttl, timedelta) or ttl <= timedelta(0):
+        msg = f"agent {agent}: cache_ttl={ttl!r} is no span of time"
+        raise UsageError(msg, hint="Write cache_ttl=timedelta(hours=6).")
+    state = vendor_state(settings) if cache == "project" else None
+    if state is not None:
+        msg = (
+            f"agent {agent}: with settings.extra[{state!r}] equal requests differ in their answers"
+        )
+        raise UsageError(msg, hint="Leave cache= out: what the vendor keeps may change.")
 
 
 def tool_name(name: str) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import replace
-from typing import Any
+from datetime import timedelta
+from typing import Any, Literal
 
 from agentflow.agents.input import message_of
 from agentflow.agents.result import AgentResult, Tally
 from agentflow.agents.sharing import rejoined
-from agentflow.agents.spec import AgentSpec, Output
+from agentflow.agents.spec import AgentSpec, Output, check_cache
 from agentflow.agents.tool_calls import ToolCalls
 from agentflow.dataclass import dataclass
 from agentflow.engine.context import ActivityCall, Context, require_context
@@ -37,6 +38,30 @@ from agentflow.tools.output import parse_output
 _NUDGE = "Your answer was empty. Answer the question, or call a tool."
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reuse:
+    """What one call of an agent wants of the cache across runs; None = as each agent says."""
+
+    cache: Literal["project", "off"] | None = None
+    ttl: timedelta | None = None
+
+    def ttl_for(self, agent: AgentSpec[Any]) -> timedelta | None:
+        """Return how old an answer may be; None = the model is always asked.
+
+        Raises:
+            UsageError: see `check_cache`.
+        """
+        cache = self.cache or agent.cache
+        if cache is None or cache == "off":
+            return None
+        ttl = self.ttl or agent.cache_ttl
+        check_cache(agent.name, cache, ttl, agent.settings)
+        return ttl
+
+
+_AS_AGENTS_SAY = Reuse()
+
+
 async def run_turns(
     agent: AgentSpec[Output],
     input: object,
@@ -44,12 +69,14 @@ async def run_turns(
     conversation: Messages | None = None,
     key: str | None = None,
     latency: Latency | None = None,
+    reuse: Reuse = _AS_AGENTS_SAY,
 ) -> AgentResult[Output]:
     """Run an agent until it answers; see `Agent.run`."""
     context = require_context("Agent.run")
     before = Messages() if conversation is None else conversation
     chat = before.append(message_of(input))
-    return await _Turns(context, agent, chat, input=input, key=key, latency=latency).run()
+    turns = _Turns(context, agent, chat, input=input, key=key, latency=latency, reuse=reuse)
+    return await turns.run()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +103,7 @@ class _Turns:
         input: object,
         key: str | None,
         latency: Latency | None,
+        reuse: Reuse,
     ) -> None:
         self.agent = agent
         self.chat = chat
@@ -83,6 +111,7 @@ class _Turns:
         self._input = input
         self._key = key
         self._latency = latency
+        self._reuse = reuse
         self._counts: dict[str, int] = {}
         self._tally = Tally()
         self._turn = 0
@@ -168,6 +197,7 @@ class _Turns:
             arguments={"request": request},
             key=self._next_key("llm_call"),
             label=self.agent.name,
+            cache_ttl=self._reuse.ttl_for(self.agent),
         )
         response: ModelResponse = await self._context.call(asked)
         return response

@@ -217,6 +217,9 @@ def spending_lines(spending: Spending) -> list[str]:
     if saved.prompt_cache_pico_usd:
         word = "saved" if saved.prompt_cache_pico_usd > 0 else "cost"
         lines.append(f"prompt cache {word} {_usd(abs(saved.prompt_cache_pico_usd))}")
+    if saved.cached:
+        calls = f"{saved.cached} call" + ("s" if saved.cached != 1 else "")
+        lines.append(f"the cache saved {_usd(saved.cache_pico_usd)} in {calls}")
     if saved.discount_pico_usd:
         lines.append(f"discounts saved {_usd(saved.discount_pico_usd)} against the list price")
     if saved.surcharge_pico_usd:
@@ -243,6 +246,8 @@ def spending_json(spending: Spending) -> dict[str, Any]:
         },
         "savings": {
             "prompt_cache_usd": _text(saved.prompt_cache_pico_usd),
+            "cache_usd": _text(saved.cache_pico_usd),
+            "cached": saved.cached,
             "discount_usd": _text(saved.discount_pico_usd),
             "surcharge_usd": _text(saved.surcharge_pico_usd),
             "unknown": saved.unknown,

@@ -41,6 +41,10 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "budget",
             "List budgets, set one, or raise one so that runs that wait for it go on.",
         ),
+        "cache": (
+            "cache",
+            "Show what the cache across runs holds and has saved, or forget answers.",
+        ),
         "approvals": ("approvals", "List questions that wait for a person."),
         "queues": ("queues", "List queues with what is due in them, or set their limits."),
     },

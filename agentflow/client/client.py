@@ -27,6 +27,7 @@ from agentflow.errors import (
 )
 from agentflow.history import events as ev
 from agentflow.ledger.budgets import SCOPES, Budget, OnExhausted, Scope, limits
+from agentflow.ledger.cache import CacheGroup
 from agentflow.ledger.entries import adjustment
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
 from agentflow.ledger.spending import Spending
@@ -50,6 +51,7 @@ Rows = list[RunRow]  # spelt here: inside Client, `list` is its method
 Approvals = list[Approval]
 Groups = list[CostGroup]
 Budgets = list[Budget]
+CacheGroups = list[CacheGroup]
 
 _PAGE = 2000  # entries of the ledger that are read at once
 
@@ -341,6 +343,30 @@ class Client(Operator):
             The budgets.
         """
         return await self._seams.store.budgets(self._seams.project, run_id=run_id)
+
+    async def cache_stats(self) -> CacheGroups:
+        """Return what the project's cache across runs holds and has saved, by model.
+
+        Returns:
+            One group per model, by name.
+        """
+        return await self._seams.store.cache_groups(self._seams.project)
+
+    async def clear_cache(
+        self, *, older_than: timedelta | None = None, model: str | None = None
+    ) -> int:
+        """Forget answers of the cache across runs, so that equal requests are asked again.
+
+        Args:
+            older_than: Only answers that are older; all by default.
+            model: Only answers of this model, ``provider:name`` as asked.
+
+        Returns:
+            Number of answers that were forgotten.
+        """
+        seams = self._seams
+        before_ms = None if older_than is None else seams.clock.now_ms() - _ms(older_than)
+        return await seams.store.clear_cache(seams.project, before_ms=before_ms, model=model)
 
     async def cost(self, query: CostQuery) -> Groups:
         """Return the ledger summed by group, the dearest first.

@@ -46,6 +46,10 @@ class Call:
         started_seq: Seq of its last ActivityStarted.
         window: Within how long its answer is wanted, while an attempt of it is deferred.
         outcome: Its outcome event if that came before code asked (explicit keys).
+        is_cached: Whether its attempt in flight takes an answer from the cache: it asks nobody.
+        awaits: Whether it waits for the answer to an equal call.
+        reuse_digest: Digest of its input, where an earlier equal call may answer it; it stays
+            when the call is let go.
     """
 
     __slots__ = (
@@ -55,12 +59,14 @@ class Call:
         "approved",
         "attempt",
         "attempt_base",
+        "awaits",
         "cancel_recorded",
         "child_id",
         "edited",
         "fingerprint",
         "future",
         "is_asked",
+        "is_cached",
         "key",
         "kind",
         "on_parent_end",
@@ -72,6 +78,7 @@ class Call:
         "recorded",
         "retry_at_ms",
         "returns",
+        "reuse_digest",
         "scheduled_at_ms",
         "started_seq",
         "state",
@@ -103,6 +110,9 @@ class Call:
         self.started_seq = 0
         self.window = ""
         self.outcome: Any = None
+        self.is_cached = False
+        self.awaits = False
+        self.reuse_digest: bytes | None = None
         self.recorded: Any = None
         self.timer: DurableTimer | None = None
         self.child_id = ""

@@ -55,6 +55,7 @@ class Arrival:
         parts: Bodies of the payload.
         ledger: Opaque entries that are written with the event.
         inbox_row: The message that this is, or None.
+        cache: Opaque notes for the cache across runs.
         mismatch: For an unpause: what to do with changed calls from here on.
     """
 
@@ -64,6 +65,7 @@ class Arrival:
     parts: Parts | None = None
     ledger: Sequence[Any] = ()
     inbox_row: int | None = None
+    cache: Sequence[Any] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +102,7 @@ class Batch:
         commands: What to do once it is committed, beside the granted starts.
         ledger: Opaque entries of the arrivals.
         inbox_done: Messages that the facts have recorded.
+        cache: Opaque notes of the arrivals for the cache across runs.
         applied_seq: Highest seq whose drain is behind us.
         progress: Whether an outcome is among the facts.
     """
@@ -112,6 +115,7 @@ class Batch:
     commands: tuple[Command, ...] = ()
     ledger: tuple[Any, ...] = ()
     inbox_done: list[int] = field(default_factory=list)
+    cache: tuple[Any, ...] = ()
     applied_seq: int = 0
     progress: bool = False
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
@@ -64,6 +64,8 @@ class ActivityCall:
         label: A word for people (an agent's name); no part of the fingerprint.
         needs_approval: Whether a person must allow this exact call first.
         question: What that person is asked.
+        cache_ttl: How old the answer of an earlier equal call of the project may be that answers
+            this one; None = it is always asked.
     """
 
     activity: ActivityDefinition[..., Any]
@@ -72,6 +74,7 @@ class ActivityCall:
     label: str = ""
     needs_approval: bool = False
     question: str = ""
+    cache_ttl: timedelta | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,6 +90,7 @@ class Machine:
         ending: How the function ended, once it has.
         parking: Why the run waits for a person, if it does.
         paused: Whether an operator paused the run.
+        reuses: Whether a call of it may be answered from the cache across runs.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Machine:
         self.ending: Ending | None = None
         self.parking: Parking | None = None
         self.paused = False
+        self.reuses = False
         self.cancel_reason: str | None = None
         self.attributes: dict[str, Any] = {}
         self.queries: dict[str, Callable[..., Any]] = {}
@@ -215,6 +217,8 @@ class Machine:
             settled = settled or isinstance(arrival.event, _SETTLES)
         if settled and self._held:  # what they held may be free now, and is before this commits
             self.try_held(_TRIES if self.in_flight() else None)
+        if settled and self.reuses:
+            self.try_awaited()
         while (due := self._next_due(now_ms)) is not None and self.ending is None:
             self._arrive(Arrival(event=ev.TimerFired(key=due.key)), now_ms)
             if self.parking is not None:
@@ -233,6 +237,8 @@ class Machine:
         batch = self._batch
         batch.add_parts(arrival.parts)
         batch.ledger += tuple(arrival.ledger)
+        if arrival.cache:
+            batch.cache += tuple(arrival.cache)
         batch.progress = batch.progress or event.outcome
         if arrival.inbox_row is not None:
             batch.inbox_done.append(arrival.inbox_row)
@@ -283,6 +289,7 @@ class Machine:
         granted: Mapping[str, dict[str, Any]],
         refused: Mapping[str, str],
         details: Mapping[str, str] = MappingProxyType({}),
+        due: Mapping[str, int] = MappingProxyType({}),
         *,
         marks: int = 0,
     ) -> list[Command]:
@@ -299,12 +306,16 @@ class Machine:
                 call.started_seq = self.next_seq
                 self.next_seq += 1
                 call.attempt = start.event.attempt
+                call.awaits = False
+                call.is_cached = _is_cached(granted[call.key])
                 call.window = granted[call.key].get(GRANTED_LATENCY, "")
                 if call.window:
                     call.state = "deferred"
                     continue
                 call.state = "started"
                 commands.append(StartAttempt(call, call.attempt, granted[call.key]))
+            elif call.key in due:
+                self._await_equal(call, due[call.key])
             else:
                 self._refuse(call, refused.get(call.key, "unknown"), details.get(call.key, ""))
         self.next_seq += marks
@@ -325,6 +336,23 @@ class Machine:
             self._late.append(Arrival(event=refusal))
             return
         self._to_start[call.key] = call
+
+    def _await_equal(self, call: Call, due_ms: int) -> None:
+        """Let a call wait for the answer to an equal one; until *due_ms* at the latest."""
+        if call.is_wanted or self._keeps_going(call):
+            call.awaits, call.retry_at_ms = True, due_ms
+            self._backoff[call.key] = call
+
+    @property
+    def awaited(self) -> list[Call]:
+        """Calls that wait for the answer to an equal one."""
+        return [call for call in self._backoff.values() if call.awaits] if self.reuses else []
+
+    def try_awaited(self) -> None:
+        """Let them ask again."""
+        for call in self.awaited:
+            del self._backoff[call.key]
+            self._to_start[call.key] = call
 
     @property
     def is_held(self) -> bool:
@@ -348,6 +376,7 @@ class Machine:
                 call = self._known(event)
                 call.state, call.attempt = "started", event.attempt
                 call.started_seq = event.seq
+                call.is_cached = _is_cached(event.granted)
                 call.window = event.granted.get(GRANTED_LATENCY, "")
                 if call.window:
                     call.state = "deferred"
@@ -1006,6 +1035,7 @@ class Machine:
         ]
         words += [f"signal {name}" for name in self._mailbox.wanted()]
         words += [f"answer of {c.label} within {c.window}" for c in self.deferred()]
+        words += [f"an equal call of another run: {c.key}" for c in self.awaited]
         words += [
             f"child {c.child_id[:13]}" for c in self._open_calls.values() if c.kind == "child"
         ]
@@ -1121,6 +1151,9 @@ class Machine:
                     table[call.key] = call
         self.calls[call.key] = call
         call.is_asked = True
+        if call.activity_call is not None and call.activity_call.cache_ttl is not None:
+            self.reuses = True
+            call.reuse_digest = call.payload.digest if call.payload is not None else None
         call.future = CallFuture(self.loop, call, self.drop)
         self._asked.append(call)
         return call.future
@@ -1182,7 +1215,13 @@ _GOES_ON = {"resume", "retry"}  # policies under which the next attempt starts b
 
 def _policy(call: Call, options: ActivityOptions) -> str:
     """Return what is done about a doubtful attempt: where its handle is known, no doubt is left."""
+    if call.is_cached:
+        return "resume"  # it asked nobody
     return "resume" if options.resumes and call.provider_ref else options.doubt_policy
+
+
+def _is_cached(granted: Mapping[str, Any]) -> bool:
+    return bool(granted.get("cached"))
 
 
 _SPACE = uuid.UUID("6a7e1e1a-5b1e-5f3f-9a53-0d2c6f3e9b10")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import field, fields
+from dataclasses import field, fields, replace
 from datetime import datetime
 from typing import Any
 
@@ -103,6 +103,9 @@ class Audit:
         self._check_counted(row)
         if row.record.kind == "model":
             self._seen[row.key, row.attempt] = row
+            if row.record.priced.status == "cached":
+                self._check_reused(row)
+                return
             self._check_usage(row)
             self._check_quantities(row)
             self._check_price(row)
@@ -182,6 +185,19 @@ class Audit:
             )
             if counted != used:
                 self._found(row, f"the count of {name}", counted, used)
+
+    def _check_reused(self, row: LedgerRow) -> None:
+        """Check that an answer of the cache used nothing, and saves what its line says."""
+        record = row.record
+        if record.usage != Usage():
+            self._found(row, "the usage of a cached answer", record.usage, Usage())
+        would = [replace(line, unit_price_usd=line.list_price_usd) for line in record.priced.lines]
+        amounts = [amount_of(line) for line in would]
+        known = [amount for amount in amounts if amount is not None]
+        derived = sum(known) if known else None
+        if record.priced.list_saved_pico_usd != derived:
+            stored = _dollars(record.priced.list_saved_pico_usd)
+            self._found(row, "the saving of a cached answer", stored, _dollars(derived))
 
     def _check_usage(self, row: LedgerRow) -> None:
         """Check the usage against the vendor's own words."""

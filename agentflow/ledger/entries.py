@@ -73,7 +73,7 @@ class Priced:
         cache_saved_pico_usd: What the prompt cache saved: reads and writes against ordinary input
             of the same call, in pico-USD; negative where writes cost more; None = not known.
         list_saved_pico_usd: What the list at the standard tier asks more, in pico-USD; negative
-            where it asks less; None = not known.
+            where it asks less; None = not known. Of a ``cached`` call: what its payer paid.
     """
 
     status: CostStatus

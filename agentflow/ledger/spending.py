@@ -58,12 +58,18 @@ class Savings:
         discount_pico_usd: What the list at the standard tier asks more for calls that cost less
             than it (batch, flex, negotiated).
         surcharge_pico_usd: What it asks less for calls that cost more (priority, fast).
-        unknown: Number of attempts whose list price is not known: they are in neither.
+        cache_pico_usd: What calls would have cost that were answered from the cache across runs:
+            what their payers paid.
+        cached: Number of those calls.
+        unknown: Number of attempts whose list price, or whose payer's cost, is not known: they are
+            in none of these.
     """
 
     prompt_cache_pico_usd: int = 0
     discount_pico_usd: int = 0
     surcharge_pico_usd: int = 0
+    cache_pico_usd: int = 0
+    cached: int = 0
     unknown: int = 0
 
     def __add__(self, other: Savings) -> Savings:

@@ -21,6 +21,7 @@ from agentflow.history.events import AnyEvent
 from agentflow.ledger.budgets import Refused
 from agentflow.protocols import ENDED, Append, Appended, Message, Start
 from agentflow.storage import approvals, deferral, inbox, ledger, runs
+from agentflow.storage.cache import Cache, reusing
 from agentflow.storage.payloads import write_parts
 from agentflow.storage.plan import (
     ENDS,
@@ -96,13 +97,14 @@ def append(tx: Tx, appends: Sequence[Encoded]) -> list[Appended | Exception]:
     states = read_states(tx, batches)
     till = Till(tx)
     till.load(states.values(), batches)
+    cache = Cache(tx, states, batches) if any(b.cache is not None for b in batches) else None
     used: set[int] = set()
     for i, encoded in enumerate(appends):
         state = states.get(encoded.batch.run_pk)
         if state is None or state.pk in used or reaches_others(encoded.batch, state):
             continue  # later: it must see what was written before it
         used.add(state.pk)
-        done = decide(tx, encoded, state, till)
+        done = decide(tx, encoded, state, till, cache)
         if isinstance(done, Planned):
             planned.append(done)
             answers[i] = done.answer
@@ -111,8 +113,10 @@ def append(tx: Tx, appends: Sequence[Encoded]) -> list[Appended | Exception]:
     write(tx, planned)
     for i, encoded in enumerate(appends):
         if i not in answers:
-            answers[i] = append_alone(tx, encoded, till)
+            answers[i] = append_alone(tx, encoded, till, cache)
     till.write()
+    if cache is not None:
+        cache.write()
     return [answers[i] for i in range(len(appends))]
 
 
@@ -122,13 +126,13 @@ def reaches_others(batch: Append, state: State) -> bool:
     return bool(batch.children) or (ends and (state.parent_pk is not None or state.children > 0))
 
 
-def append_alone(tx: Tx, encoded: Encoded, till: Till) -> Appended | Exception:
+def append_alone(tx: Tx, encoded: Encoded, till: Till, cache: Cache | None) -> Appended | Exception:
     """Write one append, whatever it touches."""
     state = read_states(tx, [encoded.batch]).get(encoded.batch.run_pk)
     if state is None:
         return NotFoundError(f"there is no run with the number {encoded.batch.run_pk}")
     till.load([state], [encoded.batch])
-    done = decide(tx, encoded, state, till)
+    done = decide(tx, encoded, state, till, cache)
     if not isinstance(done, Planned):
         return done
     write(tx, [done])
@@ -156,18 +160,25 @@ def read_states(tx: Tx, batches: Sequence[Append]) -> dict[int, State]:
     return states
 
 
-def decide(tx: Tx, encoded: Encoded, state: State, till: Till) -> Planned | Appended | Exception:
+def decide(
+    tx: Tx, encoded: Encoded, state: State, till: Till, cache: Cache | None = None
+) -> Planned | Appended | Exception:
     """Return what to write, or the answer where nothing is to be written."""
     early = settle_early(state, encoded.batch)
     if early is not None:
         return early
+    batch, due, details = encoded.batch, dict[str, int](), dict[str, str]()
+    if cache is not None:
+        cache.note(state, batch)
     if not state.budget:
-        return plan(encoded, state, tx.now_ms, partial(guard, tx))
-    details: dict[str, str] = {}
-    till.settle(state, encoded.batch)
-    spend = partial(guard_money, tx, till, encoded.batch, details)
-    planned = plan(encoded, state, tx.now_ms, spend, lambda: till.marks.pop(state.pk, ()))
-    planned.answer = replace(planned.answer, details=details)
+        guards = reusing(cache, batch, due, partial(guard, tx))
+        planned = plan(encoded, state, tx.now_ms, guards)
+    else:
+        till.settle(state, batch)
+        guards = reusing(cache, batch, due, partial(guard_money, tx, till, batch, details))
+        planned = plan(encoded, state, tx.now_ms, guards, lambda: till.marks.pop(state.pk, ()))
+    if details or due:
+        planned.answer = replace(planned.answer, details=details, due=due)
     return planned
 
 

@@ -328,7 +328,9 @@ def spending(tx: Tx, query: CostQuery) -> Spending:
     """Return what of the total was wasted, and what was saved."""
     c = attempts.c
     cached, listed = c.cache_saved_pico_usd, c.list_saved_pico_usd
-    unknown = c.cost_status.in_(("priced", "partial")) & (c.kind == "model") & listed.is_(None)
+    reused = c.cost_status == "cached"
+    compared = c.cost_status.in_(("priced", "partial", "cached"))
+    unknown = compared & (c.kind == "model") & listed.is_(None)
     statement = (
         select(
             c.status,
@@ -336,10 +338,12 @@ def spending(tx: Tx, query: CostQuery) -> Spending:
             count(c.amount_pico_usd.is_(None)),
             count(c.attempt > 1),
             count(unknown),
+            count(reused),
             *halves(c.amount_pico_usd),
             *halves(cached),
-            *halves(case((listed > 0, listed))),
-            *halves(case((listed < 0, -listed))),
+            *halves(case((~reused & (listed > 0), listed))),
+            *halves(case((~reused & (listed < 0), -listed))),
+            *halves(case((reused, listed))),
         )
         .where(*conditions(query), c.kind != ADJUSTMENT)
         .group_by(c.status)
@@ -350,13 +354,15 @@ def spending(tx: Tx, query: CostQuery) -> Spending:
 
 def spending_of(row: Row) -> Spending:
     """Return what the attempts of one status wasted and saved."""
-    status, number, unknown, retries, not_compared, *sums_ = row
+    status, number, unknown, retries, not_compared, reused, *sums_ = row
     pairs = zip(sums_[::2], sums_[1::2], strict=True)
-    amount, cached, less, more = ((upper << LOW_BITS) + lower for upper, lower in pairs)
+    amount, cached, less, more, saved = ((upper << LOW_BITS) + lower for upper, lower in pairs)
     savings = Savings(
         prompt_cache_pico_usd=cached,
         discount_pico_usd=less,
         surcharge_pico_usd=more,
+        cache_pico_usd=saved,
+        cached=reused,
         unknown=not_compared,
     )
     match status:

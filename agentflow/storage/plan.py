@@ -28,6 +28,7 @@ from agentflow.history.events import (
     RunReopened,
     data_of,
 )
+from agentflow.ledger.cache import CACHED
 from agentflow.protocols import ENDED, PARKED, Append, Appended, Start
 from agentflow.storage.payloads import dumps, shown
 from agentflow.storage.statement import Row
@@ -61,6 +62,7 @@ class State:
         budget: 0 where no budget limits it; else a number that grows with their news.
         waiting: Inbox rows that are not done; only filled where the append asks for it.
         cancel: Whether a cancel message waits that the append does not record.
+        news: Whether an answer has come that the run waits for.
     """
 
     pk: int
@@ -88,6 +90,7 @@ class State:
     budget: int = 0
     tags: str | None = None
     waiting: Sequence[tuple[int, str]] = ()
+    news: bool = False
 
 
 @dataclass(slots=True)
@@ -125,6 +128,7 @@ def stored_answer(state: State) -> Appended:
         details=kept.get("details", {}),
         marks=tuple((name, share) for name, share in kept.get("marks", ())),
         budget=kept.get("budget", 0),
+        due=kept.get("due", {}),
         released=kept.get("released", False),
     )
 
@@ -136,6 +140,8 @@ def answer_text(answer: Appended) -> str | None:
         kept["granted"] = answer.granted
     if answer.refused:
         kept["refused"] = answer.refused
+    if answer.due:
+        kept["due"] = answer.due
     if answer.budget:
         kept["budget"] = answer.budget
     if answer.details:
@@ -293,15 +299,17 @@ def plan(
             refused[key] = verdict
             continue
         event = start.event
-        if verdict:
-            event = replace(event, granted={**event.granted, **verdict})
+        reuses = verdict is not None and CACHED in verdict
+        if verdict:  # an answer that is here need not wait
+            event = replace(event, granted=verdict if reuses else {**event.granted, **verdict})
         seq = writer.write(event, data_of(event) if verdict else data)
         granted[key] = event.granted
-        if start.route is not None:
+        if start.route is not None and not reuses:
             planned.deferred = (*planned.deferred, (seq, start))
     behind = list(take_marks())
     writer.mark(behind)
     waits = bool(state.waiting) and waits_for_record(state, batch)
+    waits = waits or state.news
     waits = waits or (batch.budget_seen is not None and batch.budget_seen != state.budget)
     released = planned.terminal is not None or (batch.release and not waits)
     planned.answer = Appended(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import Select, bindparam, delete, select
@@ -23,6 +24,7 @@ from agentflow.storage.payloads import BODIES, payload_of
 from agentflow.storage.schema import (
     approvals,
     bodies,
+    cached_answers,
     events,
     inbox,
     nodes,
@@ -89,7 +91,8 @@ def live(tx: Tx, cipher: Cipher) -> Live:
     References are found as an export finds them: anything in a body that looks like a digest.
     """
     found: set[bytes] = set()
-    for new in (*event_digests(tx, cipher, 0), *inbox_digests(tx, cipher, 0)):
+    rows = (event_digests(tx, cipher, 0), inbox_digests(tx, cipher, 0), cache_digests(tx, cipher))
+    for new in chain.from_iterable(rows):
         found |= new
     return Live(tx.now_ms, reached(tx, cipher, found))
 
@@ -141,6 +144,16 @@ def inbox_digests(tx: Tx, cipher: Cipher, since_ms: int) -> Iterator[set[bytes]]
         inbox.c.payload.is_not(None), inbox.c.received_at_ms >= since_ms
     )
     for payload, body in tx.conn.execute(query):
+        yield digests_in_row(payload, json.loads(payload), body, cipher)
+
+
+def cache_digests(tx: Tx, cipher: Cipher) -> Iterator[set[bytes]]:
+    """Yield the digests of answers that the cache across runs keeps.
+
+    Later ones need no second look: an answer comes into the cache together with its event.
+    """
+    query = select(cached_answers.c.payload, cached_answers.c.body)
+    for payload, body in tx.conn.execute(query.where(cached_answers.c.payload.is_not(None))):
         yield digests_in_row(payload, json.loads(payload), body, cipher)
 
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
 # Partial indexes name the option of SQLite only: for another, SQLAlchemy would load the dialect of
 # PostgreSQL (20 ms) just to check the name.
 # A dialect for it copies these conditions.
-SCHEMA_VERSION = 9
+SCHEMA_VERSION = 10
 
 METADATA = MetaData()
 Number = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER can be SQLite's rowid
@@ -355,6 +355,36 @@ workers = Table(
     Column("concurrency", Integer, nullable=False),
     Column("draining", Integer, nullable=False),  # it takes no more runs
 )
+# The cache across runs: one row for each request that was asked, or is being asked, with it on.
+cached_answers = Table(
+    "cached_answers",
+    METADATA,
+    Column("project", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),  # of the request's payload
+    Column("model", Text, nullable=False),  # as asked
+    Column("claimed_by", Number),  # run that asks the vendor now; None = nobody
+    Column("claimed_key", Text),
+    Column("claimed_until_ms", Number, nullable=False),  # others wait no longer than this
+    Column("paid_by", Text),  # id of the run that paid for the answer; None = no answer yet
+    Column("paid_key", Text),
+    Column("paid_attempt", Integer),
+    Column("answered_at_ms", Number),
+    Column("cost_pico_usd", Number),  # None = not known
+    Column("payload", Text),  # JSON array as in events
+    Column("body", LargeBinary),  # the payload's sealed body where it is small
+    PrimaryKeyConstraint("project", "digest"),
+)
+
+# Runs whose calls wait for the answer to an equal one.
+cache_waits = Table(
+    "cache_waits",
+    METADATA,
+    Column("project", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+    Column("run_pk", Number, nullable=False),
+    PrimaryKeyConstraint("project", "digest", "run_pk"),
+)
+Index("cache_waits_run", cache_waits.c.run_pk)
 
 # How many runs may be active at once, and whose turn was the last one.
 queue_limits = Table(

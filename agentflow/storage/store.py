@@ -14,6 +14,7 @@ from agentflow.codec import Cipher, MessageNode, Parts
 from agentflow.errors import SettingsError
 from agentflow.history.events import AnyEvent
 from agentflow.ledger.budgets import Budget
+from agentflow.ledger.cache import CachedAnswer, CacheGroup
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
 from agentflow.ledger.spending import Spending
 from agentflow.llm.deferral import DeferredCall, Parcel, Route, Withdrawn
@@ -51,6 +52,7 @@ from agentflow.storage import (
     approvals,
     audit,
     budgets,
+    cache,
     deferral,
     doctor,
     duplicate,
@@ -102,6 +104,7 @@ HURRY = each(deferral.hurry)
 DELIVER = each(deferral.deliver)
 DROP_CALL = each(deferral.drop)
 WITHDRAW = each(deferral.withdraw)
+CLEAR_CACHE = each(cache.clear)
 
 
 class SqlStore:
@@ -324,6 +327,22 @@ class SqlStore:
     async def queues(self) -> list[QueueState]:
         """Return the queues, and the workflows that have limits, by name."""
         return await self._db.read(queues.listed)
+
+    # -- the cache across runs
+
+    async def cached_answer(self, project: str, digest: bytes) -> CachedAnswer | None:
+        """Return the answer to a request, however old it is, or None."""
+        return await self._db.read(lambda tx: cache.answer(tx, project, digest))
+
+    async def cache_groups(self, project: str) -> list[CacheGroup]:
+        """Return what a project's cache holds, and what it saved, by model."""
+        return await self._db.read(lambda tx: cache.groups(tx, project))
+
+    async def clear_cache(
+        self, project: str, *, before_ms: int | None = None, model: str | None = None
+    ) -> int:
+        """Forget answers, those older than a time or of one model; return their number."""
+        return await self._db.write(CLEAR_CACHE, cache.Clearing(project, before_ms, model))
 
     # -- verbs of the auditor
 

@@ -59,6 +59,7 @@ SYNC_POINTS: dict[str, str] = {
     "progress.before_delivery": "the provider's handle is known, not delivered",
     "reconcile.before_call": "a doubtful call is about to be looked up",
     "reconcile.after_call": "a doubtful call is settled outside, not in the log",
+    "cache.after_read": "an earlier run's answer is read, not recorded",
     "stream.after_delta": "a piece of an answer was shown",
     "llm.before_send": "a model call's intent is committed, nothing is sent",
     "llm.after_ref": "the vendor's handle is handed on",

@@ -7,7 +7,7 @@ import contextvars
 import functools
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import field
 from datetime import timedelta
 from typing import Any, Protocol
@@ -32,12 +32,14 @@ from agentflow.errors import (
 )
 from agentflow.history import events as ev
 from agentflow.history.failure import encode_failure
+from agentflow.ledger.cache import CACHED, CachedAnswer, reuse_record, reused
 from agentflow.ledger.entries import AttemptRecord
 from agentflow.llm.deferral import Result
 from agentflow.llm.stream import Delta, StreamItem
 from agentflow.protocols import LedgerWrite
 from agentflow.retry import delay_seconds
 from agentflow.sync_point import sync_point
+from agentflow.worker import cache
 from agentflow.worker.threads import Threads
 
 # Sync activities that block must not starve one another: more threads than asyncio's default.
@@ -92,6 +94,7 @@ class AttemptHouse:
         resources: What the user gave to `agentflow.open(resources=…)`.
         on_item: Where stream items go, or None while nobody watches.
         gate: What must be open before anything outside is touched; None = always open.
+        answers: Looks up what the cache across runs has: (project, digest of the request).
     """
 
     codec: Codec
@@ -103,6 +106,7 @@ class AttemptHouse:
     is_watched: Callable[[RunScope], bool] = lambda _: False
     threads: Threads = field(default_factory=lambda: Threads(_THREADS))
     gate: Gate | None = None
+    answers: Callable[[str, bytes], Awaitable[CachedAnswer | None]] | None = None
 
 
 class Attempt:
@@ -146,13 +150,18 @@ class Attempt:
             if gate is not None and not gate.is_held:
                 await gate.wait()
             sync_point("activity.before_call")
-            values = self.arguments(activity)
-            if _is_plain(activity):
-                result = await activity.fn(**activity.call_arguments(values)[1])
+            if self._granted.get(CACHED):
+                arrival = await self._reused(activity)
             else:
-                result = await self._timed(activity, values)
-            sync_point("activity.after_call")
-            arrival = self.completed(activity, result)
+                values = self.arguments(activity)
+                if _is_plain(activity):
+                    result = await activity.fn(**activity.call_arguments(values)[1])
+                else:
+                    result = await self._timed(activity, values)
+                sync_point("activity.after_call")
+                arrival = self.completed(activity, result)
+                if self.call.activity_call is not None and self.call.activity_call.cache_ttl:
+                    arrival.cache = cache.notes_of(self.call, self._granted, result, arrival)
         except asyncio.CancelledError:
             if not self.call.cancel_recorded:
                 raise  # shutdown: no outcome is known; the next worker flags the doubt
@@ -309,6 +318,25 @@ class Attempt:
         work = functools.partial(contextvars.copy_context().run, activity.fn, *args, **kwargs)
         result = await _to_the_end(self._house.threads.run(work))
         return await result if inspect.isawaitable(result) else result
+
+    async def _reused(self, activity: ActivityDefinition[..., Any]) -> Arrival:
+        """Take the answer of an earlier equal call; nobody is asked."""
+        call, house = self.call, self._house
+        ask, request = cache.ask_of(call), cache.request_of(call)
+        found = response = None
+        if ask is not None and house.answers is not None:
+            found = await house.answers(self._scope.project, ask.digest)
+        if found is not None:
+            response = cache.read(found, house.codec, house.bodies)
+        if found is None or response is None or request is None:
+            return cache.lost(call, self.number)
+        sync_point("cache.after_read")
+        response = reused(response)
+        if self._house.on_item is not None and self._house.is_watched(self._scope):
+            self._item(Delta(text=response.message.text))
+        label = call.activity_call.label if call.activity_call is not None else ""
+        self._record(reuse_record(found, response, request, label=label))
+        return self.completed(activity, response)
 
     def completed(self, activity: ActivityDefinition[..., Any], result: Any) -> Arrival:
         """Return the outcome of an attempt that returned *result*."""

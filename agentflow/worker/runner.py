@@ -64,6 +64,7 @@ from agentflow.protocols import (
     bare_append,
 )
 from agentflow.sync_point import sync_point
+from agentflow.worker import cache
 from agentflow.worker.attempts import Attempt, AttemptHouse, RunScope
 from agentflow.worker.inbox import arrival_of
 from agentflow.worker.reconcile import reconcile
@@ -72,6 +73,8 @@ _LOG = logging.getLogger("agentflow.worker")
 # A run whose next timer is further away than this leaves memory; a shorter wait is not worth
 # the claim that brings it back.
 _STAY_MS = 2_000
+# How often a run that is busy looks whether an equal call of another run has its answer.
+_LOOK_SECONDS = 2.0
 _RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # waits between tries of an append the store refused
 
 
@@ -261,6 +264,7 @@ class Runner:
             return False
         self.row, self._gone, self._budget = row, False, row.budget
         machine.try_held()
+        machine.try_awaited()
         self.poke()
         return True
 
@@ -478,6 +482,7 @@ class Runner:
             progress=batch.progress,
             is_bounded=self._budget > 0,
             budget_seen=self._budget if release and machine.is_held else None,
+            cache=cache.work_of(machine, batch, is_leaving=release) if machine.reuses else None,
         )
         self._appending = True
         self._commit(_Commit(machine, batch, append, reload))
@@ -628,9 +633,15 @@ class Runner:
             return
         self._applied_seq = append.applied_seq
         commands = machine.committed(
-            batch, answer.granted, answer.refused, answer.details, marks=len(answer.marks)
+            batch,
+            answer.granted,
+            answer.refused,
+            answer.details,
+            answer.due,
+            marks=len(answer.marks),
         )
         asks_again = self._heed_budget(machine, append, answer)
+        asks_again = self._heed_cache(machine, append, answer) or asks_again
         sync_point("append.after_noted")
         if append.status != self._status or append.status not in {"running", "pending"}:
             self._status = append.status
@@ -652,6 +663,7 @@ class Runner:
             machine.ending is not None
             or machine.is_held
             or (machine.is_deferred and not append.release)
+            or (bool(answer.due) and bool(machine.awaited))
         )
         if self._arrivals or machine.has_late or asks_again or idle:
             self._step()
@@ -673,6 +685,22 @@ class Runner:
             machine.try_held()  # there were news between their refusal and now
             return True
         return "bound" in answer.refused.values()
+
+    def _heed_cache(self, machine: Machine, append: Append, answer: Appended) -> bool:
+        """Return whether calls that wait for equal ones are to ask again at once."""
+        if append.cache is None or not machine.awaited:
+            return False
+        if append.cache.awaits and not answer.released:
+            machine.try_awaited()  # an answer came while the run was letting go
+            return True
+        if answer.due and self._attempts:  # nobody tells a run that is busy
+            self._loop.call_later(_LOOK_SECONDS, self._look_again, machine)
+        return False
+
+    def _look_again(self, machine: Machine) -> None:
+        if self._machine is machine and not self._gone:
+            machine.try_awaited()
+            self.poke()
 
     def _reload(self, answer: Appended, append: Append) -> None:
         sync_point("segment.before_reload")

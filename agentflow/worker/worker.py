@@ -141,6 +141,7 @@ class Worker:
             codec=codec, bodies=store, clock=clock, draws=draws,
             resources=self._options.resources, on_item=self._show, is_watched=self._is_watched,
             gate=self.membership if is_shared else None,
+            answers=store.cached_answer,
         )  # fmt: skip
         self._house = House(
             store=store, codec=codec, clock=clock, registry=registry, attempts=self._attempts,

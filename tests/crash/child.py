@@ -20,7 +20,7 @@ from agentflow.protocols import ENDED, PARKED
 from agentflow.sync_point import arm
 from agentflow.testing.books import trees
 from agentflow.testing.clock import FastClock
-from agentflow.testing.facts import StoreFacts, read_file
+from agentflow.testing.facts import RunFacts, StoreFacts, read_file
 from agentflow.testing.invariants import Effect, problems
 from agentflow.worker.worker import WorkerOptions
 from tests.crash import planted, workloads
@@ -205,10 +205,21 @@ def _unheard(facts: StoreFacts, acknowledged: list[list[str]]) -> list[str]:
     return [f"{kind} {name} was acknowledged and lost" for kind, name in lost]
 
 
+def _from_cache(run: RunFacts) -> set[tuple[str | None, int]]:
+    """Return the attempts that took an answer from the cache across runs."""
+    starts = (e for e in run.events if isinstance(e, ev.ActivityStarted))
+    return {(e.key, e.attempt) for e in starts if e.granted.get("cached")}
+
+
 def _paid_twice(facts: StoreFacts, paid: int) -> list[str]:
     """Return whether the kept model was paid for what it could have been asked for again."""
     events = [event for run in facts.runs for event in run.events]
-    wanted = sum(isinstance(e, ev.ActivityCompleted) for e in events)
+    wanted = sum(
+        isinstance(e, ev.ActivityCompleted) and (e.key, e.attempt) not in from_cache
+        for run in facts.runs
+        for from_cache in [_from_cache(run)]
+        for e in run.events
+    )
     lost = sum(isinstance(e, ev.ActivityInDoubt) and e.provider_ref is None for e in events)
     return (
         [f"a kept answer was paid {paid} times, for {wanted} calls"] if paid > wanted + lost else []

@@ -130,6 +130,56 @@ def _provider(life: Life) -> Provider:
     return OpenAIResponses(client, patience=_QUICK)
 
 
+@workflow
+async def asking(question: str) -> str:
+    """Ask what others ask too."""
+    return (await Agent("clerk", model=KINDS["chat"], cache="project").run(question)).output
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """Runs r0, r1, … that ask one question.
+
+    Attributes:
+        url: Address of the vendor.
+        database: The file.
+        runs: Their number.
+    """
+
+    url: str
+    database: str
+    runs: int
+
+
+def live_asking(what: Asking, point: str, hit: int) -> None:
+    """Work on the runs until they end, or until this process does."""
+    hits: Counter[str] = Counter()
+
+    def trap(name: str) -> None:
+        hits[name] += 1
+        if name == point and hits[name] == hit:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    arm(trap)
+    asyncio.run(_answer(what))
+
+
+async def _answer(what: Asking) -> None:
+    client = openai.AsyncOpenAI(api_key=_KEY, base_url=f"{what.url}/v1")
+    async with (
+        asyncio.timeout(20),
+        agentflow.open(
+            f"sqlite:///{what.database}",
+            durability="process",
+            providers=[OpenAIChat(client)],
+            prices=Prices(),
+            worker=WorkerOptions(quarantine_after=0),
+        ) as flow,
+    ):
+        for number in range(what.runs):
+            await (await flow.get(f"r{number}")).result()
+
+
 def processes() -> Any:
     """Return what makes processes: forks of one that has imported everything, without threads."""
     context = get_context("forkserver")

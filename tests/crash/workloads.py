@@ -731,6 +731,31 @@ async def background(question: str) -> list[str]:
 register("background", background, "Well?", expected=["kept", "kept"])
 
 
+# --- one question of several runs, paid once ------------------------------------------------
+
+
+clerk = Agent(
+    "clerk", model="keeper:x", instructions="Answer once.", settings=BRIEF, cache="project"
+)
+
+
+@workflow
+async def same_question() -> str:
+    """Ask what others ask."""
+    return (await clerk.run("What?")).output
+
+
+@workflow
+async def cached() -> list[str]:
+    """Ask twice side by side, beside two runs that ask the same."""
+    children = [await start_child(same_question), await start_child(same_question)]
+    first, second = await asyncio.gather(clerk.run("What?"), clerk.run("What?"))
+    return [first.output, second.output, *[await one.result() for one in children]]
+
+
+register("cached", cached, expected=["kept"] * 4, deep=True)
+
+
 # --- special: a run that kills its worker, and one beside it --------------------------------
 
 

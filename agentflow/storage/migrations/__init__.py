@@ -11,11 +11,12 @@ from collections.abc import Callable
 from sqlalchemy import Connection, func, insert, inspect, select
 
 from agentflow.errors import SchemaVersionError
-from agentflow.storage.migrations import v2, v3, v4, v5, v6, v7, v8, v9
+from agentflow.storage.migrations import v2, v3, v4, v5, v6, v7, v8, v9, v10
 from agentflow.storage.schema import METADATA, SCHEMA_VERSION, schema_table
 from agentflow.storage.views import VIEWS
 
 Step = Callable[[Connection], None]
+# By the version that a step leads to.
 STEPS: dict[int, Step] = {
     2: v2.step,
     3: v3.step,
@@ -25,6 +26,7 @@ STEPS: dict[int, Step] = {
     7: v7.step,
     8: v8.step,
     9: v9.step,
+    10: v10.step,
 }  # by the version that a step leads to
 
 
