@@ -25,7 +25,10 @@ from agentflow.settings import Settings, read_settings
 from agentflow.worker.worker import Worker, WorkerOptions
 
 if TYPE_CHECKING:
+    from datetime import date
+
     from agentflow.ledger.prices import GenaiPriceBook  # loaded when something is priced
+    from agentflow.ledger.statement import Vendor
 
 R = TypeVar("R")
 _POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
@@ -390,3 +393,12 @@ def worker_options(settings: Settings, **more: Any) -> WorkerOptions:
 
 def _random_of(seed: bytes) -> random.Random:
     return random.Random(seed)
+
+
+def fetch_reports(
+    vendor: Vendor, key: str, *, first: date, last: date, url: str = ""
+) -> dict[str, str]:
+    """Return a vendor's own usage and cost reports; see `agentflow.providers.admin_reports`."""
+    reports = load("agentflow.providers.admin_reports")
+    texts: dict[str, str] = reports.fetch_reports(vendor, key, first=first, last=last, url=url)
+    return texts

@@ -19,7 +19,7 @@ TABLES = frozenset({"queues"})
 """Settings with parts: a file has room for them, a variable has not."""
 
 # Values of variables that are named like this are scrubbed from everything that is written.
-_SECRET_NAMES = ("_API_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_ENCRYPTION_KEY")
+_SECRET_NAMES = ("_API_KEY", "_ADMIN_KEY", "_TOKEN", "_SECRET", "_PASSWORD", "_ENCRYPTION_KEY")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,8 @@ class Settings:
             `pyproject.toml` relative to it.
         queues: Limits of queues by name, in `pyproject.toml` only:
             ``[tool.agentflow.queues.NAME]`` with ``concurrency`` and ``per_key``.
+        reports_url: Address of the vendor's API for `agentflow reconcile --live`, where it is not
+            the usual one. Its key is ``OPENAI_ADMIN_KEY`` or ``ANTHROPIC_ADMIN_KEY``.
         secrets: Known secret values by name; scrubbed before anything is written.
     """
 
@@ -61,6 +63,7 @@ class Settings:
     modules: tuple[str, ...] = ()
     prices: str = ""
     queues: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    reports_url: str = ""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     def with_flags(self, **flags: Any) -> Settings:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from agentflow.cli import session
 from agentflow.cli.adjust import Usd
 from agentflow.cli.exit_code import ExitCode
 from agentflow.cli.option import Where, where_options
-from agentflow.cli.output import note, table, write_items
+from agentflow.cli.output import note, now_ms, table, write_items
 from agentflow.client import Client
-from agentflow.errors import ReportError, UsageError
+from agentflow.clock import from_ms
+from agentflow.errors import ReportError, SettingsError, UsageError
 from agentflow.ledger.entries import adjustment, pico_usd
 from agentflow.ledger.reconcile import (
     CENT,
@@ -31,15 +32,23 @@ from agentflow.ledger.reconcile import (
 )
 from agentflow.ledger.reports import CostQuery, money
 from agentflow.ledger.statement import OTHER, VENDORS, Statement, Vendor, read_statement
+from agentflow.loading import load
 from agentflow.protocols import LedgerWrite, RunRow
+from agentflow.settings import read_settings
 
+_DAY = click.DateTime(["%Y-%m-%d"])
 _WORKFLOW = "agentflow.reconcile"
 _DIGEST_CHARACTERS = 12  # of the report in the run's id
 
 
 @click.command("reconcile")
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="[FILE...]", nargs=-1)
 @click.option("--provider", type=click.Choice(VENDORS), required=True, help="Whose reports.")
+@click.option("--live", is_flag=True, help="Fetch the reports, with an admin key; no FILE.")
+@click.option("--since", type=_DAY, metavar="DAY", help="With --live: the first day, UTC.")
+@click.option(
+    "--until", type=_DAY, metavar="DAY", help="With --live: the last day, UTC. [yesterday]"
+)
 @click.option("--organization", metavar="ID", help="The organisation that the report must name.")
 @click.option(
     "--tolerance",
@@ -57,6 +66,9 @@ def reconcile_command(  # noqa: PLR0913 -- the options of the command
     *,
     files: tuple[str, ...],
     provider: Vendor,
+    live: bool,
+    since: datetime | None,
+    until: datetime | None,
     organization: str | None,
     tolerance: Decimal,
     force: bool,
@@ -72,12 +84,14 @@ def reconcile_command(  # noqa: PLR0913 -- the options of the command
     model and tier, as far as the report is grouped by them, then money by day and model. All
     projects of the database are compared unless --project names one.
 
+    --live fetches both reports, all pages, with the key in OPENAI_ADMIN_KEY or ANTHROPIC_ADMIN_KEY.
+
     Exit code 1 says that something differs. --accept books each difference of money as an
     adjustment, once, in a run that says who accepted which report.
     """
     if reason and not accept:
         raise UsageError("--reason belongs to --accept")
-    texts = {file: _read(file) for file in files}
+    texts = _fetched(provider, files, since, until) if live else _files(files, since, until)
     statement = read_statement(texts, provider)
     options = {"organization": organization, "force": force, "tolerance_usd": tolerance}
     found, booked = asyncio.run(
@@ -95,6 +109,42 @@ def reconcile_command(  # noqa: PLR0913 -- the options of the command
                        f"{booked[0].id}")  # fmt: skip
     differs = bool(found.tokens or found.money) if booked is None else False
     return ExitCode.FAILED if differs else ExitCode.DONE
+
+
+def _files(
+    files: tuple[str, ...], since: datetime | None, until: datetime | None
+) -> dict[str, str]:
+    if not files:
+        raise UsageError("there is no report", hint="Name its files, or fetch it with --live.")
+    if since is not None or until is not None:
+        raise UsageError("--since and --until belong to --live; a file has its own days")
+    return {file: _read(file) for file in files}
+
+
+def _fetched(
+    vendor: Vendor, files: tuple[str, ...], since: datetime | None, until: datetime | None
+) -> dict[str, str]:
+    """Return the vendor's own reports, fetched now.
+
+    Raises:
+        UsageError: a file is named too, there is no first day, or the days are none.
+        SettingsError: there is no admin key. ReportError: the vendor does not give them.
+    """
+    if files:
+        raise UsageError("--live fetches the reports: name no file")
+    if since is None:
+        raise UsageError("--live needs the first day", hint="Write --since 2026-11-01.")
+    yesterday = from_ms(now_ms()).date() - timedelta(days=1)  # today is not complete
+    first, last = since.date(), yesterday if until is None else until.date()
+    if last < first:
+        raise UsageError(f"there is no day from {first} to {last}")
+    settings, name = read_settings(), f"{vendor.upper()}_ADMIN_KEY"
+    key = settings.secrets.get(name)
+    if not key:
+        raise SettingsError(f"{name} is not set", hint="Make an admin key at the vendor's console.")
+    fetch = load("agentflow.app").fetch_reports
+    texts: dict[str, str] = fetch(vendor, key, first=first, last=last, url=settings.reports_url)
+    return texts
 
 
 def _read(file: str) -> str:
