@@ -5,7 +5,7 @@ Everything above this page knows only these protocols; `app.py` chooses the adap
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -33,6 +33,7 @@ from agentflow.llm.request import ModelRequest
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.stream import Delta, StreamItem
 from agentflow.llm.usage import Usage
+from agentflow.timetable import Schedule
 
 RunStatus = Literal[
     "pending",  # recorded, no worker has seen it
@@ -595,6 +596,36 @@ class Checkup:
     problems: list[str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Firing:
+    """What is decided about a schedule: written as a whole, if nobody else was first.
+
+    Attributes:
+        after: The schedule after it, with the version that it had before.
+        starts: Runs to start; one whose id exists is not started again.
+        cancel: A message to the last run, or None.
+        last_run_id: That run.
+    """
+
+    after: Schedule
+    starts: tuple[NewRun, ...] = ()
+    cancel: Message | None = None
+    last_run_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueSchedules:
+    """Schedules that want a decision.
+
+    Attributes:
+        found: Each with whether its last run is still going, the one that is due first first.
+        next_due_ms: When the next of the others is due, or None.
+    """
+
+    found: tuple[tuple[Schedule, bool], ...]
+    next_due_ms: int | None
+
+
 class Store(Protocol):
     """Keeps runs, histories, messages and the ledger. Every method may raise StoreError."""
 
@@ -753,6 +784,40 @@ class Store(Protocol):
         self, project: str, *, before_ms: int | None = None, model: str | None = None
     ) -> int:
         """Forget answers, those older than a time or of one model; return their number."""
+        ...
+
+    # -- schedules
+    async def save_schedule(self, wanted: Schedule, parts: Parts) -> bool:
+        """Write a schedule with the bodies of its input; False where it is not as it was.
+
+        Version 0 is new; another one must be the row's own, which then grows by one.
+        """
+        ...
+
+    async def schedules(self, project: str, name: str | None = None) -> list[Schedule]:
+        """Return the schedules of a project by name, or the one of that name.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        ...
+
+    async def delete_schedule(self, project: str, name: str) -> None:
+        """Delete a schedule.
+
+        Raises:
+            NotFoundError: there is none of that name.
+        """
+        ...
+
+    async def due_schedules(
+        self, now_ms: int, workflows: Collection[str] | None = None
+    ) -> DueSchedules:
+        """Return the schedules of these workflows that want a decision."""
+        ...
+
+    async def fire(self, wanted: Firing) -> bool:
+        """Write a decision about a schedule; False where its version has changed."""
         ...
 
     # -- verbs of the auditor

@@ -46,6 +46,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
             "Show what the cache across runs holds and has saved, or forget answers.",
         ),
         "approvals": ("approvals", "List questions that wait for a person."),
+        "schedules": ("schedules", "List schedules, add one, pause, trigger or delete it."),
         "queues": ("queues", "List queues with what is due in them, or set their limits."),
     },
     "Steer": {

@@ -11,12 +11,12 @@ from typing import Any, ParamSpec, TypeVar, cast
 from agentflow import ids
 from agentflow.client.operation import (
     DEFAULT_QUEUE,
-    Operator,
     checked_key,
     checked_name,
     checked_priority,
 )
 from agentflow.client.run import Run
+from agentflow.client.schedule import Scheduling
 from agentflow.codec import Codec, Parts
 from agentflow.engine.definition import Latency, check_latency
 from agentflow.engine.definitions import Workflow
@@ -56,7 +56,7 @@ CacheGroups = list[CacheGroup]
 _PAGE = 2000  # entries of the ledger that are read at once
 
 
-class Client(Operator):
+class Client(Scheduling):
     """Everything that can be done with runs from outside; see `agentflow.connect`."""
 
     @property

@@ -29,6 +29,7 @@ from agentflow.storage.schema import (
     inbox,
     nodes,
     runs,
+    schedules,
     stream_items,
     watchers,
 )
@@ -91,7 +92,12 @@ def live(tx: Tx, cipher: Cipher) -> Live:
     References are found as an export finds them: anything in a body that looks like a digest.
     """
     found: set[bytes] = set()
-    rows = (event_digests(tx, cipher, 0), inbox_digests(tx, cipher, 0), cache_digests(tx, cipher))
+    rows = (
+        event_digests(tx, cipher, 0),
+        inbox_digests(tx, cipher, 0),
+        cache_digests(tx, cipher),
+        schedule_digests(tx, cipher),
+    )
     for new in chain.from_iterable(rows):
         found |= new
     return Live(tx.now_ms, reached(tx, cipher, found))
@@ -157,6 +163,12 @@ def cache_digests(tx: Tx, cipher: Cipher) -> Iterator[set[bytes]]:
         yield digests_in_row(payload, json.loads(payload), body, cipher)
 
 
+def schedule_digests(tx: Tx, cipher: Cipher) -> Iterator[set[bytes]]:
+    """Yield the digests that the inputs of schedules refer to: runs that are still to come."""
+    for payload, body in tx.conn.execute(select(schedules.c.payload, schedules.c.body)):
+        yield digests_in_row(payload, json.loads(payload), body, cipher)
+
+
 def digests_in_row(
     text: str, stored: list[object] | None, body: bytes | None, cipher: Cipher
 ) -> set[bytes]:
@@ -189,11 +201,12 @@ class Sweeping:
 
 def sweep(tx: Tx, wanted: Sweeping) -> int:
     """Delete bodies and nodes, unless something has referred to them since; return how many."""
-    tx.dialect.hold_off(tx.cursor, (events, inbox, bodies, nodes))
+    tx.dialect.hold_off(tx.cursor, (events, inbox, schedules, bodies, nodes))
     since = wanted.known.at_ms - OVERLAP_MS
     fresh: set[bytes] = set()
     cipher = wanted.cipher
-    for new in (*event_digests(tx, cipher, since), *inbox_digests(tx, cipher, since)):
+    rows = (*event_digests(tx, cipher, since), *inbox_digests(tx, cipher, since))
+    for new in (*rows, *schedule_digests(tx, cipher)):
         fresh |= new
     fresh = reached(tx, cipher, fresh)
     count = 0

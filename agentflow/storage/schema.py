@@ -26,7 +26,7 @@ from sqlalchemy import (
 # Partial indexes name the option of SQLite only: for another, SQLAlchemy would load the dialect of
 # PostgreSQL (20 ms) just to check the name.
 # A dialect for it copies these conditions.
-SCHEMA_VERSION = 10
+SCHEMA_VERSION = 11
 
 METADATA = MetaData()
 Number = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER can be SQLite's rowid
@@ -455,6 +455,31 @@ Index(
     sqlite_where=parcels.c.next_at_ms.is_not(None),
 )
 Index("parcels_ref", parcels.c.ref)
+
+schedules = Table(
+    "schedules",
+    METADATA,
+    Column("project", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("workflow", Text, nullable=False),
+    Column("timetable", Text, nullable=False),  # JSON of timetable.Timetable
+    Column("overlap", Text, nullable=False),
+    Column("catch_up_ms", Number, nullable=False),
+    Column("payload", Text, nullable=False),  # as in the inbox: the input of each run
+    Column("body", LargeBinary),
+    Column("terms", Text, nullable=False),  # JSON: queue, priority, key, tags, limits
+    Column("paused", Integer, nullable=False),
+    Column("next_due_ms", Number),
+    Column("last_due_ms", Number),
+    Column("last_run_id", Text),
+    Column("buffered_due_ms", Number),
+    Column("started", Number, nullable=False),
+    Column("skipped", Number, nullable=False),
+    Column("missed", Number, nullable=False),
+    Column("created_at_ms", Number, nullable=False),
+    Column("version", Number, nullable=False),  # whoever changes it has compared it
+    PrimaryKeyConstraint("project", "name"),
+)
 
 schema_table = Table(
     "agentflow_schema",

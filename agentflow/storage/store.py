@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 from sqlalchemy import Connection
@@ -32,6 +32,8 @@ from agentflow.protocols import (
     Checkup,
     Claimed,
     Delivery,
+    DueSchedules,
+    Firing,
     InboxRow,
     LedgerWrite,
     Message,
@@ -64,6 +66,7 @@ from agentflow.storage import (
     prune,
     queues,
     runs,
+    schedules,
     standing,
     stream,
     transfer,
@@ -76,11 +79,15 @@ from agentflow.storage.schema import SCHEMA_VERSION
 from agentflow.storage.statement import Tx
 from agentflow.storage.writer import each
 from agentflow.sync_point import sync_point
+from agentflow.timetable import Schedule
 
 SEND = each(inbox.send)
 SET_BUDGET = each(budgets.set_)
 SET_QUEUE = each(queues.set_limit)
 DECLARE_QUEUES = each(queues.declare)
+SAVE_SCHEDULE = each(schedules.save)
+DELETE_SCHEDULE = each(schedules.delete)
+FIRE = each(schedules.fire)
 DECIDE = each(approvals.decide)
 CLAIM = each(runs.claim)
 RELEASE = each(runs.release)
@@ -343,6 +350,30 @@ class SqlStore:
     ) -> int:
         """Forget answers, those older than a time or of one model; return their number."""
         return await self._db.write(CLEAR_CACHE, cache.Clearing(project, before_ms, model))
+
+    # -- schedules
+
+    async def save_schedule(self, wanted: Schedule, parts: Parts) -> bool:
+        """Write a schedule with the bodies of its input; False where it is not as it was."""
+        return await self._db.write(SAVE_SCHEDULE, schedules.Saving(wanted, parts))
+
+    async def schedules(self, project: str, name: str | None = None) -> list[Schedule]:
+        """Return the schedules of a project by name, or the one of that name."""
+        return await self._db.read(lambda tx: schedules.listed(tx, project, name))
+
+    async def delete_schedule(self, project: str, name: str) -> None:
+        """Delete a schedule."""
+        await self._db.write(DELETE_SCHEDULE, (project, name))
+
+    async def due_schedules(
+        self, now_ms: int, workflows: Collection[str] | None = None
+    ) -> DueSchedules:
+        """Return the schedules of these workflows that want a decision."""
+        return await self._db.read(lambda tx: schedules.due(tx, now_ms, workflows))
+
+    async def fire(self, wanted: Firing) -> bool:
+        """Write a decision about a schedule; False where its version has changed."""
+        return await self._db.write(FIRE, wanted)
 
     # -- verbs of the auditor
 

@@ -27,9 +27,13 @@ def limit(name: str = "q", **limits: Any) -> QueueLimit:
     return QueueLimit(scope=limits.pop("scope", "queue"), name=name, **limits)
 
 
-async def claimed(w: World, most: int = 100, *, worker: str = "w1", **served: Any) -> list[RunRow]:
+async def claimed(
+    w: World, most: int = 100, *, worker: str = "w1", take_over: bool = True, **served: Any
+) -> list[RunRow]:
     """Claim, and return the rows of what was claimed."""
-    found = await w.store.claim(worker, now_ms=w.clock.ms, limit=most, served=Served(**served))
+    found = await w.store.claim(
+        worker, now_ms=w.clock.ms, limit=most, served=Served(**served), take_over=take_over
+    )
     return [one.row for one in found]
 
 

@@ -44,6 +44,7 @@ from agentflow.worker.dispatcher import Deferral, Dispatcher
 from agentflow.worker.inbox import arrival_of
 from agentflow.worker.membership import Membership
 from agentflow.worker.runner import House, Runner
+from agentflow.worker.scheduler import Scheduler
 
 if TYPE_CHECKING:  # loaded by who counts
     from agentflow.worker.counts import Counts
@@ -51,6 +52,7 @@ if TYPE_CHECKING:  # loaded by who counts
 _LOG = logging.getLogger("agentflow.worker")
 _CLAIM = 200  # runs per claim: one transaction, and not more memory than that at once
 _LOAD_EVENTS = 2_000  # events per read of histories: about 0.1 s of replay, then others get a turn
+_SCHEDULES_SECONDS = 0.5  # how late a schedule may be where the worker never rests
 _IDLE_SECONDS = 5.0  # a look at the store even if nobody has said that something changed
 _STANDBY_SECONDS = 0.25  # how often a stand-by asks whether the owner has gone
 _DRAIN_SECONDS = 0.01  # between looks at what is still in flight, while the worker stops
@@ -159,6 +161,8 @@ class Worker:
         self._runners: dict[int, Runner] = {}
         self._warm: OrderedDict[int, Runner] = OrderedDict()
         self._timers: list[tuple[int, int, Runner]] = []
+        self._scheduler = Scheduler(store, clock, registry)
+        self._schedules_late_at = 0.0
         self._claimed_ms = -1  # time of the last claim
         self._declared = -1  # how much of the registry the store has been told
         self._count = itertools.count()
@@ -354,6 +358,8 @@ class Worker:
         self._fire_timers()
         if not (more or self._changed):
             await self._sleep()
+        elif self._loop.time() >= self._schedules_late_at:  # there is no rest, and no sleep
+            await self._fire_schedules()
 
     def _is_watched(self, scope: RunScope) -> bool:
         return self._watched_here(scope.run_id) or self._broadcast.is_watched(scope.run_pk)
@@ -522,13 +528,21 @@ class Worker:
                 sync_point("timer.due")
                 runner.poke()
 
+    async def _fire_schedules(self) -> int | None:
+        """Fire the schedules that are due; return when the next one will be."""
+        at = await self._scheduler.look(self._served().workflows or ())
+        self._schedules_late_at = self._loop.time() + _SCHEDULES_SECONDS
+        return at
+
     async def _sleep(self) -> None:
         now = self._clock.now_ms()
         times = [self._timers[0][0]] if self._timers else []
         wake = await self._store.next_wake_ms(self._served(), after_ms=self._claimed_ms)
         if wake is not None and len(self._runners) < self._options.max_active:
             times.append(max(wake, now + 1))
-        seconds = (min(times) - now) / 1000 if times else _IDLE_SECONDS
+        if (due := await self._fire_schedules()) is not None:
+            times.append(due)
+        seconds = (min(times) - self._clock.now_ms()) / 1000 if times else _IDLE_SECONDS
         if self.membership.is_shared:
             seconds = min(seconds, self.membership.look_seconds)
         sleeper = asyncio.ensure_future(self._clock.sleep(max(0.0, seconds)))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection, func, insert, inspect, select
 
 from agentflow.errors import SchemaVersionError
-from agentflow.storage.migrations import v2, v3, v4, v5, v6, v7, v8, v9, v10
+from agentflow.storage.migrations import v2, v3, v4, v5, v6, v7, v8, v9, v10, v11
 from agentflow.storage.schema import METADATA, SCHEMA_VERSION, schema_table
 from agentflow.storage.views import VIEWS
 
@@ -27,7 +27,8 @@ STEPS: dict[int, Step] = {
     8: v8.step,
     9: v9.step,
     10: v10.step,
-}  # by the version that a step leads to
+    11: v11.step,
+}
 
 
 def migrate(conn: Connection, *, view: Callable[[str], str], now_ms: int) -> None:
