@@ -42,7 +42,17 @@ from agentflow.ledger.reports import (
 from agentflow.ledger.spending import Spending
 
 _MODELS = 1_000_000  # more than anybody has
-GROUPS: tuple[GroupBy, ...] = ("run", "step", "attempt", "model", "tool", "agent", "tag", "day")
+GROUPS: tuple[GroupBy, ...] = (
+    "run",
+    "step",
+    "attempt",
+    "model",
+    "tool",
+    "agent",
+    "user",
+    "tag",
+    "day",
+)
 _GROUPS = 100_000  # more than there are days, tools or agents: a total leaves none out
 
 
@@ -82,11 +92,13 @@ def cost(  # noqa: PLR0913 -- the options of the command
     where: Where,
     as_json: bool,
 ) -> int:
-    """Show what was spent, by run, step, model, tool, tag or day.
+    """Show what was spent, by run, step, model, tool, user, tag or day.
 
     Amounts are exact. Unknown is shown as unknown: the last line says how many calls the total
-    covers, and a total that leaves some out is a lower bound (≥). Failed calls that were billed are
-    in the total, and apart under FAILED. With --by tag a run counts under each of its tags.
+    covers; a total that leaves some out is a lower bound (≥), one with prices that are not
+    understood in full is about right (≈). Failed calls that were billed are in the total, and apart
+    under FAILED. With --by tag a run counts under each of its tags; with --by user under the tags
+    that begin with "user:".
 
     --audit derives every figure again, from the usage as the provider wrote it and the prices
     that were used. --export writes the lines for other programs.

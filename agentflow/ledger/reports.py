@@ -9,7 +9,10 @@ from agentflow.dataclass import dataclass
 from agentflow.ledger.entries import AttemptRecord, usd
 from agentflow.loading import load
 
-GroupBy = Literal["run", "step", "attempt", "model", "tool", "agent", "tag", "day"]
+GroupBy = Literal["run", "step", "attempt", "model", "tool", "agent", "user", "tag", "day"]
+
+USER = "user:"
+"""A tag that begins so names the user of a run; child runs have the tags of their parent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +172,9 @@ def total(groups: list[CostGroup], name: str = "total") -> CostGroup:
 def dollars(group: CostGroup) -> str:
     """Return the amount: exact, ``≥`` where it is a lower bound, ``unknown`` where none is.
 
+    ``≈`` where a price is not understood in full: a fee that is missing would make the amount
+    higher, a discount that nobody lists lower.
+
     >>> zero = dict(partial=0, failed=0, failed_pico_usd=0, input_tokens=0, output_tokens=0,
     ...             cache_read_tokens=0, unknown_usage=0)
     >>> dollars(CostGroup(group="", amount_pico_usd=0, attempts=1, priced=0, unpriced=1, **zero))
@@ -177,7 +183,9 @@ def dollars(group: CostGroup) -> str:
     if not group.is_known:
         return "unknown"
     text = money(group.amount_pico_usd)
-    return text if group.is_complete else f"≥ {text}"
+    if group.is_complete:
+        return text
+    return f"{'≈' if group.partial else '≥'} {text}"
 
 
 @dataclass(frozen=True, slots=True)

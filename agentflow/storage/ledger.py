@@ -29,7 +29,7 @@ from sqlalchemy import (
 from agentflow.clock import from_ms
 from agentflow.errors import NotFoundError, StoreError
 from agentflow.ledger.entries import AttemptRecord, CostLine, Priced
-from agentflow.ledger.reports import CostGroup, CostQuery, Counted, LedgerRow
+from agentflow.ledger.reports import USER, CostGroup, CostQuery, Counted, LedgerRow
 from agentflow.ledger.spending import Savings, Spending, Waste
 from agentflow.llm.usage import Usage
 from agentflow.protocols import LedgerWrite
@@ -208,6 +208,8 @@ def group_column(
             return attempts.c.name
         case "tag":
             return run_tags.c.tag
+        case "user":
+            return func.substr(run_tags.c.tag, len(USER) + 1)
         case "day":
             return attempts.c.at_ms // DAY_MS
         case _:
@@ -216,7 +218,7 @@ def group_column(
 
 def source(query: CostQuery) -> FromClause:
     """Return the tables that the groups need."""
-    if query.by == "tag":
+    if query.by in {"tag", "user"}:
         return attempts.join(run_tags, run_tags.c.run_pk == attempts.c.run_pk)
     if query.by == "attempt":
         return attempts.join(runs, runs.c.pk == attempts.c.run_pk)
@@ -248,6 +250,8 @@ def conditions(query: CostQuery) -> list[ColumnElement[bool]]:
         where.append(attempts.c.at_ms < query.until_ms)
     if query.by in {"tool", "agent"}:
         where.append(attempts.c.kind == ("tool" if query.by == "tool" else "model"))
+    if query.by == "user":
+        where.append(run_tags.c.tag.startswith(USER, autoescape=True))
     return where
 
 

@@ -1121,7 +1121,7 @@ class StoreConformance:
     @scenario
     async def test_costs_are_summed_by_anything(self, w: World) -> None:
         """Every attempt is counted once in each grouping, once per tag by tags."""
-        one = await w.own("r1", tags=("x", "y"))
+        one = await w.own("r1", tags=("x", "y", "user:ann"))
         two = await w.own("r2", tags=("x",))
         tool = record(100, kind="tool", name="search", model_asked="", usage=None)
         await w.append(one, scheduled(), ledger=[entry(), entry(tool, key="main/t#1")])
@@ -1146,7 +1146,8 @@ class StoreConformance:
         }  # fmt: skip
         assert await by("tool") == {"search": (100, 1)}
         assert await by("agent") == {"researcher": (12, 3)}
-        assert await by("tag") == {"x": (112, 4), "y": (105, 2)}
+        assert await by("tag") == {"x": (112, 4), "y": (105, 2), "user:ann": (105, 2)}
+        assert await by("user") == {"ann": (105, 2)}
         assert await by("day") == {"2027-01-15": (112, 3), "2027-01-16": (0, 1)}
         assert await by("run", run_id="r1", project="default") == {"r1": (105, 2)}
         assert await by("run", tag="y") == {"r1": (105, 2)}

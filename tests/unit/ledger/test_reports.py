@@ -75,6 +75,11 @@ def test_an_adjustment_says_something(amount: str, reason: str) -> None:
         adjustment(Decimal(amount), reason=reason, actor="ann", id="a")
 
 
+def test_a_price_that_is_not_understood_in_full_is_no_lower_bound() -> None:
+    """An unlisted discount would make it lower."""
+    assert dollars(group(attempts=1, partial=1, amount_pico_usd=10**12)) == "≈ $1"
+
+
 def test_notebooks_show_a_table() -> None:
     """With the coverage, and with nothing that a browser would run."""
     shown = RunCost(
