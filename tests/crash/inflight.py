@@ -22,6 +22,7 @@ import openai
 
 import agentflow
 from agentflow import Agent, ModelSettings, tool, workflow
+from agentflow.engine.definition import Latency
 from agentflow.history import events as ev
 from agentflow.llm.stream import Delta, StreamItem
 from agentflow.protocols import Provider
@@ -34,6 +35,7 @@ from agentflow.sync_point import arm
 from agentflow.testing.facts import RunFacts, read_file
 from agentflow.testing.invariants import problems
 from agentflow.testing.loopback import Answer, Fault, LoopbackServer, Seen
+from agentflow.worker.dispatcher import Deferral
 from agentflow.worker.worker import WorkerOptions
 from tests.crash.workloads import Prices
 
@@ -44,6 +46,13 @@ KINDS: dict[str, str] = {
     "stored": "openai-chat:gpt-6-sol",
     "anthropic": "anthropic:claude-sonnet-5-5",
 }
+LATER: dict[str, tuple[str, Latency]] = {
+    "responses-batch": ("openai:gpt-6-sol", "24h"),
+    "chat-batch": ("openai-chat:gpt-6-sol", "24h"),
+    "anthropic-batch": ("anthropic:claude-sonnet-5-5", "24h"),
+    "window": ("openai:gpt-6-sol", "8h"),
+}
+"""Kinds of calls whose answers may wait, as (model, latency)."""
 TURNS = (
     Answer(calls=(("weigh", {"thing": "the moon over the sea, once more"}),)),
     Answer(text="one two three four five six seven eight"),
@@ -55,6 +64,7 @@ _LIFE_SECONDS = 25.0
 _KEY = "sk-test-0123456789abcdef"
 _SOON = timedelta(milliseconds=10)
 _QUICK = Patience(first=_SOON, longest=_SOON)
+_HASTY = Deferral(quiet=_SOON, longest=_SOON, first_look=_SOON, last_look=_SOON, doubt=_SOON)
 _SEARCH = Search(lasts=timedelta(seconds=2), pause=_SOON)
 
 
@@ -68,11 +78,12 @@ async def weigh(thing: str) -> int:
 async def weighing(kind: str) -> str:
     """Ask, weigh, ask again."""
     settings = ModelSettings(
-        background=kind == "background",
+        background=kind in {"background", "window"},
         max_output_tokens=200,
         extra={"store": True} if kind == "stored" else {},
     )
-    agent = Agent("scales", model=KINDS[kind], tools=[weigh], settings=settings)
+    model, latency = LATER.get(kind) or (KINDS[kind], None)
+    agent = Agent("scales", model=model, tools=[weigh], settings=settings, latency=latency)
     return (await agent.run("How heavy is the moon?")).output
 
 
@@ -115,17 +126,17 @@ async def _work(life: Life) -> None:
             durability="process",
             providers=[_provider(life)],
             prices=Prices(),
-            worker=WorkerOptions(quarantine_after=0),
+            worker=WorkerOptions(quarantine_after=0, deferral=_HASTY),
         ) as flow,
     ):
         await (await flow.get("r")).result()
 
 
 def _provider(life: Life) -> Provider:
-    if life.kind == "anthropic":
+    if life.kind.startswith("anthropic"):
         return Anthropic(anthropic.AsyncAnthropic(api_key=_KEY, base_url=life.url))
     client = openai.AsyncOpenAI(api_key=_KEY, base_url=f"{life.url}/v1")
-    if life.kind in {"chat", "stored"}:
+    if life.kind in {"chat", "stored", "chat-batch"}:
         return OpenAIChat(client, search=_SEARCH)
     return OpenAIResponses(client, patience=_QUICK)
 
@@ -255,6 +266,8 @@ async def killed(
         return replace(TURNS[seen.turns], fault=fault)
 
     with LoopbackServer(script) as server:
+        if loses_reply:
+            server.batches.faults = [Fault(disconnect="reply")]
         life = Life(url=server.url, database=str(file), kind=kind)
         for point, hit in kills:
             _die(forks, replace(life, point=point, hit=hit), server)

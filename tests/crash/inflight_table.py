@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from agentflow.history import events as ev
-from tests.crash.inflight import SENT, Kill, Trial, killed, processes
+from tests.crash.inflight import LATER, SENT, Kill, Trial, killed, processes
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,13 @@ class Row:
     def has(self, column: Column) -> bool:
         """Return whether it can come to that."""
         if column.needs == "ref":
-            return self.kind == "background"
+            return self.kind == "background" or self.kind in LATER
         return self.stream or column.needs != "stream"
 
     def kill(self, column: Column) -> Kill | None:
         """Return where to kill: before its id is on record means something else with an id."""
+        if self.kind in LATER and column.kill is not None:
+            return _LATER_KILLS[column.title]
         if column.title == "sent, no id" and self.kind == "background":
             return "progress.before_delivery", 1
         return column.kill
@@ -55,6 +57,12 @@ class Row:
     def paid(self, column: Column) -> int:
         """Return how often the vendor makes us pay for the call."""
         return 1 if column.title in self.found or column.title == "before send" else 2
+
+    def is_doubtful(self, column: Column) -> bool:
+        """Return whether nobody can tell what became of it: before it is sent, only a batch can."""
+        if column.title == "before send":
+            return "before send" not in self.found
+        return self.paid(column) > 1
 
 
 COLUMNS = (
@@ -76,10 +84,26 @@ _KINDS = (
     ("Chat Completions", "chat", frozenset[str]()),
     ("Anthropic Messages", "anthropic", frozenset[str]()),
 )
-ROWS = tuple(
-    Row(f"{title}, {'stream' if stream else 'whole'}", kind, stream, found)
-    for title, kind, found in _KINDS
-    for stream in (False, True)
+_EVERYWHERE = frozenset(c.title for c in COLUMNS)
+_KINDS_LATER = (
+    ("OpenAI Batch, Responses", "responses-batch", _EVERYWHERE),
+    ("OpenAI Batch, Chat Completions", "chat-batch", _EVERYWHERE),
+    ("Anthropic Message Batches", "anthropic-batch", _EVERYWHERE),
+    ("OpenAI completion window", "window", _BY_ID),
+)
+_LATER_KILLS: dict[str, Kill] = {
+    "before send": ("parcel.before_send", 1),
+    "sent, no id": ("parcel.before_ref", 1),
+    "after id": ("parcel.after_ref", 1),
+    "answered, not recorded": ("parcel.before_deliver", 1),
+}
+ROWS = (
+    *(
+        Row(f"{title}, {'stream' if stream else 'whole'}", kind, stream, found)
+        for title, kind, found in _KINDS
+        for stream in (False, True)
+    ),
+    *(Row(title, kind, stream=False, found=found) for title, kind, found in _KINDS_LATER),
 )
 
 
@@ -146,4 +170,6 @@ def short(cells: Sequence[Sequence[str]]) -> str:
     for number, (title, _, _) in enumerate(_KINDS):
         both = zip(*cells[2 * number : 2 * number + 2], strict=True)
         lines.append(f"| {title} | {' | '.join(max(pair) or '·' for pair in both)} |")
+    for (title, _, _), line in zip(_KINDS_LATER, cells[2 * len(_KINDS) :], strict=True):
+        lines.append(f"| {title} | {' | '.join(cell or '·' for cell in line)} |")
     return "\n".join(lines)
