@@ -277,6 +277,7 @@ def _seams(
     return Seams(
         store=store, codec=codec, clock=clock, random_of=_random_of,
         watch=watch, registry=registry, project=settings.project, actor=actor,
+        webhook_secret=settings.secrets.get("OPENAI_WEBHOOK_SECRET", ""),
     )  # fmt: skip
 
 

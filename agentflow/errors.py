@@ -11,6 +11,7 @@
     │   ├── RunEndedError           a signal to a run that has ended
     │   ├── InputError              the given input is no JSON or does not fit the workflow
     │   ├── LoadError               a module or file of workflows cannot be imported
+    │   ├── WebhookError            a webhook is not signed, old, or about nothing
     │   └── ReportError             a provider's usage or cost report cannot be used
     │       ├── ReportTruncatedError    a page, or the end of a file, is missing
     │       └── ReportMismatchError     it is another provider's or organisation's
@@ -155,6 +156,13 @@ class LoadError(UsageError):
     """A module or a file that should define workflows cannot be imported."""
 
     code = "AF210"
+
+
+class WebhookError(UsageError):
+    """A webhook is not from the vendor that it claims to be from, is old, or is about nothing."""
+
+    code = "AF211"
+    default_hint = "Answer it with status 400; check the secret (OPENAI_WEBHOOK_SECRET)."
 
 
 class ReportError(UsageError):

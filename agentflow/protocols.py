@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import field
 from datetime import datetime
+from io import BytesIO
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from agentflow.codec import Cipher, Parts, Payload
@@ -1142,8 +1143,10 @@ class Desk(Protocol):
         """Return one call in the vendor's form."""
         ...
 
-    async def submit(self, parcel: Parcel, lines: Sequence[bytes]) -> str:
+    async def submit(self, parcel: Parcel, lines: BytesIO) -> str:
         """Hand a parcel over, once; return the vendor's reference.
+
+        *lines* are those of its calls, one behind the other: tens of megabytes, so not copied.
 
         Raises:
             ProviderError: with whether it may have been taken all the same (`is_turned_down`).

@@ -86,6 +86,7 @@ def cases() -> list[Case]:
         Case("f/agentflow", ["cold_start.py"]),
         Case("g/agentflow", ["parked.py", f"--n={parked}"]),
         Case("g/agentflow-wake", ["parked.py", f"--n={parked}", "--mode=wake"], keep="g/agentflow"),
+        Case("j/agentflow", ["batch.py", f"--n={parked}"], rounds=1),
     ]
     for turns in (50, 100, 200, 400):
         t = turns // SMALL

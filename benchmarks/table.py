@@ -118,6 +118,10 @@ def rows(results: dict[str, Any]) -> list[Row]:
             "· restarted: process start → the first woken one has acted", "≤ 500 ms",
             shown(get("g/agentflow-wake", "start_to_woken_ms"), "{:,.0f} ms"), "", "",
         ),
+        (
+            "10,000 runs whose model call waits in one batch: sent and woken, more memory",
+            "≤ 100 MB", shown(get("j/agentflow", "more_rss_mb"), "{:.0f} MB"), "", "",
+        ),
     ]  # fmt: skip
     return found
 

@@ -1,8 +1,11 @@
-"""What an operator sets and sees: queues and their limits."""
+"""What is about no single run: queues and their limits, and what vendors tell us."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from agentflow.client.run import Seams
+from agentflow.client.webhook import verified_ref
 from agentflow.errors import UsageError
 from agentflow.protocols import QueueLimit, QueueScope, QueueState
 
@@ -17,6 +20,34 @@ class Operator:
 
     def __init__(self, seams: Seams) -> None:
         self._seams = seams
+
+    async def webhook(
+        self, headers: Mapping[str, str], body: bytes | str, *, secret: str | None = None
+    ) -> bool:
+        """Take a vendor's webhook in, so that an answer that waits is fetched at once.
+
+        Call it where your web application receives OpenAI's ``batch.*`` and ``response.*`` events.
+        Nothing of the body is believed but the id; the answer is fetched from the vendor.
+
+        Args:
+            headers: The request's headers.
+            body: The request's body as it came.
+            secret: The endpoint's signing secret; the variable OPENAI_WEBHOOK_SECRET by default.
+
+        Returns:
+            Whether anybody here waits for that answer.
+
+        Raises:
+            WebhookError: it is not signed with the secret, too old, or about nothing.
+        """
+        seams = self._seams
+        ref = verified_ref(
+            headers,
+            body.encode() if isinstance(body, str) else body,
+            secret=seams.webhook_secret if secret is None else secret,
+            now_ms=seams.clock.now_ms(),
+        )
+        return await seams.store.hurry(ref)
 
     async def set_queue(
         self,

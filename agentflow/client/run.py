@@ -56,6 +56,7 @@ class Seams:
 
     Attributes:
         actor: Who is named in the history for what this client does.
+        webhook_secret: By which vendors sign their webhooks; "" = none is set.
         rows: Reads rows of the store's runs.
     """
 
@@ -67,6 +68,7 @@ class Seams:
     registry: Registry = REGISTRY
     project: str = "default"
     actor: str | None = None
+    webhook_secret: str = ""
     rows: RowReader = field(init=False)
 
     def __post_init__(self) -> None:

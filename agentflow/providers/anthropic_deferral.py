@@ -12,8 +12,9 @@ Source:
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from io import BytesIO
 from typing import Any
 from urllib.parse import quote
 
@@ -21,13 +22,14 @@ from agentflow.errors import ProviderError
 from agentflow.llm.deferral import DeskTerms, Found, Parcel, Result, Standing
 from agentflow.llm.request import ModelRequest
 from agentflow.protocols import AskedPages, ProviderCall
-from agentflow.providers.deferral import LARGEST_BYTES, VendorDesk, is_missing
+from agentflow.providers.deferral import LARGEST_BYTES, SEND_SECONDS, VendorDesk, is_missing
 from agentflow.providers.exchange import SdkProvider
 
 _PATH = "/v1/messages/batches"
 _MOST = 100_000
 _PAGE = 100
 _SKEW_SECONDS = 120  # clocks differ; batches that are older than that are others
+_PIECE_BYTES = 65_536
 _HEAD, _TAIL = b'{"requests":[', b"]}"
 
 
@@ -43,14 +45,13 @@ class BatchDesk(VendorDesk):
         line = {"custom_id": custom_id, "params": self.body(request, call)}
         return json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b","
 
-    async def submit(self, parcel: Parcel, lines: Sequence[bytes]) -> str:  # noqa: ARG002
+    async def submit(self, parcel: Parcel, lines: BytesIO) -> str:  # noqa: ARG002
         """Make the batch."""
-        content = b"".join((_HEAD, *lines[:-1], lines[-1][:-1], _TAIL))
-        options = {
-            **self._options(600.0),
-            "headers": {"content-type": "application/json"},
-        }
-        made = await self._ask("post", _PATH, options, content=content)
+        size = lines.getbuffer().nbytes - 1  # without the comma behind the last one
+        length = len(_HEAD) + size + len(_TAIL)
+        headers = {"content-type": "application/json", "content-length": str(length)}
+        options = {**self._options(SEND_SECONDS), "headers": headers}
+        made = await self._ask("post", _PATH, options, content=_content(lines, size))
         return str(made["id"])
 
     async def find(self, parcel: Parcel) -> Found:
@@ -101,6 +102,16 @@ class BatchDesk(VendorDesk):
 
     def _cancel_path(self, ref: str) -> str:
         return f"{_place(ref)}/cancel"
+
+
+async def _content(lines: BytesIO, size: int) -> AsyncIterator[bytes]:
+    yield _HEAD
+    lines.seek(0)
+    while size:
+        piece = lines.read(min(size, _PIECE_BYTES))
+        size -= len(piece)
+        yield piece
+    yield _TAIL
 
 
 def _place(ref: str) -> str:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from io import BytesIO
 from typing import Any
 
 import httpx2
@@ -21,7 +22,7 @@ from agentflow.providers.http_errors import status_error
 
 _NOBODY = ProviderCall(idempotency_key="")
 _LOOK_SECONDS = 60.0
-_SEND_SECONDS = 600.0  # tens of megabytes over a slow line; less than a worker's lease
+SEND_SECONDS = 600.0  # tens of megabytes over a slow line; less than a worker's lease
 _CANCEL_SECONDS = 10.0
 _MISSING = 404
 # Tiers at which the discount may be had; every other one has a price of its own.
@@ -55,7 +56,7 @@ class VendorDesk(ABC):
         """Return one call in the vendor's form."""
 
     @abstractmethod
-    async def submit(self, parcel: Parcel, lines: Sequence[bytes]) -> str:
+    async def submit(self, parcel: Parcel, lines: BytesIO) -> str:
         """Hand a parcel over, once; return the vendor's reference."""
 
     @abstractmethod
@@ -135,7 +136,7 @@ class VendorDesk(ABC):
         return await self._ask("get", path, self._options(_LOOK_SECONDS, **query))
 
     async def _post(
-        self, path: str, body: dict[str, Any], *, seconds: float = _SEND_SECONDS
+        self, path: str, body: dict[str, Any], *, seconds: float = SEND_SECONDS
     ) -> dict[str, Any]:
         return await self._ask("post", path, self._options(seconds), body=body)
 
@@ -170,7 +171,7 @@ class VendorDesk(ABC):
             stream = await provider.client.get(
                 path,
                 cast_to=object,
-                options=self._options(_SEND_SECONDS),
+                options=self._options(SEND_SECONDS),
                 stream=True,
                 stream_cls=provider.open_stream(),
             )

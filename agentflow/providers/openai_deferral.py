@@ -8,10 +8,10 @@ Source:
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from io import BytesIO
 from typing import Any
 from urllib.parse import quote
 
@@ -19,7 +19,7 @@ from agentflow.errors import ProviderError
 from agentflow.llm.deferral import DeskTerms, Found, Parcel, Result, Standing
 from agentflow.llm.request import ModelRequest
 from agentflow.protocols import AskedPages, ProviderCall
-from agentflow.providers.deferral import LARGEST_BYTES, VendorDesk, is_missing
+from agentflow.providers.deferral import LARGEST_BYTES, SEND_SECONDS, VendorDesk, is_missing
 from agentflow.providers.exchange import SdkProvider
 
 _MOST = 50_000
@@ -62,11 +62,12 @@ class BatchDesk(VendorDesk):
         settings = replace(request.settings, background=False)
         return super().body(replace(request, settings=settings), call)
 
-    async def submit(self, parcel: Parcel, lines: Sequence[bytes]) -> str:
+    async def submit(self, parcel: Parcel, lines: BytesIO) -> str:
         """Upload the file, which is free; then make the batch, which is not."""
-        file = (f"{parcel.id}.jsonl", io.BytesIO(b"".join(lines)), "application/jsonl")
+        lines.seek(0)
+        file = (f"{parcel.id}.jsonl", lines, "application/jsonl")
         options = {
-            **self._options(600.0),
+            **self._options(SEND_SECONDS),
             "headers": {"Content-Type": "multipart/form-data"},
         }
         try:
@@ -181,10 +182,9 @@ class WindowDesk(VendorDesk):
         body["metadata"] = {**(body.get("metadata") or {}), "agentflow_call": custom_id}
         return json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
-    async def submit(self, parcel: Parcel, lines: Sequence[bytes]) -> str:  # noqa: ARG002
+    async def submit(self, parcel: Parcel, lines: BytesIO) -> str:  # noqa: ARG002
         """Send the request."""
-        (line,) = lines
-        return str((await self._post("/responses", json.loads(line)))["id"])
+        return str((await self._post("/responses", json.loads(lines.getvalue())))["id"])
 
     async def find(self, parcel: Parcel) -> Found:  # noqa: ARG002
         """Say that nobody can tell: responses cannot be listed."""

@@ -22,6 +22,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import timedelta
+from io import BytesIO
 from typing import Any, TypeAlias
 
 from pydantic import TypeAdapter
@@ -205,7 +206,7 @@ class ScriptedDesk:
         """Return the name of the call: what it asks is asked again when it is answered."""
         return custom_id.encode()
 
-    async def submit(self, parcel: Parcel, lines: Sequence[bytes]) -> str:  # noqa: ARG002
+    async def submit(self, parcel: Parcel, lines: BytesIO) -> str:  # noqa: ARG002
         """Take a parcel."""
         return f"scripted_{parcel.id}"
 

@@ -77,6 +77,7 @@ class BatchDesk:
     Attributes:
         seconds: How long a batch takes.
         faults: What goes wrong with the first, second … hand-over of a batch; None = nothing.
+        looks: Number of times that somebody asked how a batch stands.
         rejects: Why OpenAI refuses each batch after it has read it, as (code, message).
     """
 
@@ -89,6 +90,7 @@ class BatchDesk:
         self._files: dict[str, bytes] = {}
         self._batches: dict[str, KeptBatch] = {}
         self._seen = 0
+        self.looks = 0
 
     @property
     def count(self) -> int:
@@ -136,6 +138,7 @@ class BatchDesk:
             if not batch.is_done:
                 raise Refused(404, "the results are not there yet")
             return _anthropic_lines(batch)
+        self.looks += 1
         return self._shown(batch)
 
     def _file(

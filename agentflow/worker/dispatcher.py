@@ -14,6 +14,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import timedelta
+from io import BytesIO
 from typing import Any
 
 from agentflow import ids
@@ -269,19 +270,19 @@ class Dispatcher:
 
     async def _send(self, parcel: Parcel, desk: Desk) -> None:
         await self._settle_abandoned(parcel)
-        lines = await self._lines(parcel, desk)
+        lines, count = await self._lines(parcel, desk)
         now = self._house.clock.now_ms()
-        if not lines:
+        if not count:
             done = ParcelNews(pk=parcel.pk, next_at_ms=None, state="done", count=0)
             await self._store.note_parcel(self._me, done)
             return
         # Between here and the reference's record nobody knows whether the vendor has it.
         check_at = now + _ms(self._options.doubt)
         sending = ParcelNews(
-            pk=parcel.pk, next_at_ms=check_at, state="sending", count=len(lines), sent_at_ms=now
+            pk=parcel.pk, next_at_ms=check_at, state="sending", count=count, sent_at_ms=now
         )
         await self._store.note_parcel(self._me, sending)
-        parcel = replace(parcel, state="sending", count=len(lines), sent_at_ms=now)
+        parcel = replace(parcel, state="sending", count=count, sent_at_ms=now)
         sync_point("parcel.before_send")
         try:
             ref = await desk.submit(parcel, lines)
@@ -337,10 +338,13 @@ class Dispatcher:
             why = "its process ended before the vendor's reference was recorded; it may be billed"
             await self._end(parcel, Result(kind="doubt", reason=why))
 
-    async def _lines(self, parcel: Parcel, desk: Desk) -> list[bytes]:
-        """Return the calls in the vendor's form; those that have no room go with another parcel."""
-        lines: list[bytes] = []
-        size, room, after = 0, desk.terms.bytes, ""
+    async def _lines(self, parcel: Parcel, desk: Desk) -> tuple[BytesIO, int]:
+        """Return the calls in the vendor's form, and their number.
+
+        Those that have no room go with another parcel.
+        """
+        lines = BytesIO()
+        count, room, after = 0, desk.terms.bytes, ""
         while page := await self._store.asked(parcel.pk, after=after, limit=_PAGE):
             after = page[-1].call.custom_id
             no_room = []
@@ -354,15 +358,15 @@ class Dispatcher:
                     why = f"it has {len(line):,} bytes, and {room:,} are taken at most"
                     refused = Result(kind="error", status=413, reason=why)
                     await self._answer(parcel, {asked.call.custom_id: refused})
-                elif size + len(line) > room:
+                elif lines.tell() + len(line) > room:
                     no_room.append(asked.call.custom_id)
                 else:
-                    lines.append(line)
-                    size += len(line)
+                    lines.write(line)
+                    count += 1
             if no_room:
                 await self._store.put_back(parcel.pk, no_room)
             await asyncio.sleep(0)  # others get a turn
-        return lines
+        return lines, count
 
     def _question(self, asked: Asked) -> tuple[ModelRequest, ProviderCall]:
         call, house = asked.call, self._house

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -28,6 +30,7 @@ from agentflow.testing.loopback import Answer, Fault, LoopbackServer, Seen
 from agentflow.worker.dispatcher import Deferral
 from agentflow.worker.worker import WorkerOptions
 from tests.contract.provider_dialects import KEY, NO_TLS
+from tests.unit.client.test_webhook import SECRET, signed
 
 TEXT = "one two three four"
 SOON = timedelta(milliseconds=5)
@@ -442,3 +445,45 @@ async def test_what_a_script_says_can_wait_too(tmp_path: Path) -> None:
 async def scripted(script: str) -> str:
     """Ask a script."""
     return (await Agent("reader", model=f"scripted:{script}").run("Hello")).output
+
+
+async def test_a_webhook_wakes_a_run_early(tmp_path: Path) -> None:
+    """It is verified, and only says that it is time to look; what nobody waits for is ignored."""
+    patient = replace(QUICK, first_look=timedelta(hours=1), last_look=timedelta(hours=1))
+    with LoopbackServer([Answer(text=TEXT)]) as server:
+        async with opened(tmp_path, server, patient) as flow:
+            run = await flow.start(ask_later, "responses", id="r")
+            await until(handed_over(flow))
+            for ref, is_waited_for in (("batch_of_another", False), ("batch_1", True)):
+                body = json.dumps({"type": "batch.completed", "data": {"id": ref}}).encode()
+                headers = signed(body, at_ms=time.time_ns() // 10**6)
+                assert await flow.webhook(headers, body, secret=SECRET) is is_waited_for
+            assert await run.result() == TEXT
+
+
+def handed_over(flow: Flow) -> Callable[[], Awaitable[bool]]:
+    """Return whether the call of the run is with the vendor, as a function."""
+
+    async def check() -> bool:
+        row = await flow.store.get_run("default", "r")
+        return row.status == "waiting" and bool(await flow.store.next_answer_ms(row.pk))
+
+    return check
+
+
+@pytest.mark.parametrize("dialect", MODELS)
+async def test_one_look_is_for_all_that_wait(tmp_path: Path, dialect: str) -> None:
+    """Three hundred runs, none of them in memory: one batch, one look, and everybody wakes."""
+    calm = replace(QUICK, quiet=timedelta(seconds=0.5), longest=timedelta(seconds=15))
+    patient = replace(calm, first_look=timedelta(hours=1), last_look=timedelta(hours=1))
+    with LoopbackServer(lambda seen: Answer(text=seen.text.strip())) as server:
+        async with opened(tmp_path, server, patient) as flow:
+            runs = [await flow.start(ask_later, dialect, f"q{n}", id=f"r{n}") for n in range(300)]
+            await sent(flow, server, "r299")
+            assert flow.is_quiet
+            assert not await flow.list(status=("pending", "running"))
+
+            answers = [await run.result() for run in runs]
+            assert answers == [f"q{n}" for n in range(300)]
+        assert (server.batches.count, len(server.requests)) == (1, 300)
+        assert server.batches.looks <= 2  # OpenAI is asked once more where its files are
