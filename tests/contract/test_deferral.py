@@ -60,6 +60,17 @@ async def ask_later(
     return (await agent.run(question)).output
 
 
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Return where the database is to be."""
+    return f"sqlite:///{tmp_path / 'r.db'}"
+
+
+def unsound(url: str) -> list[str]:
+    """Return what is wrong with a database, in words."""
+    return problems(Path(url.removeprefix("sqlite:///")))
+
+
 @asynccontextmanager
 async def providers(server: LoopbackServer) -> AsyncIterator[Sequence[Provider]]:
     """Make adapters of all dialects, at *server*."""
@@ -79,14 +90,14 @@ async def providers(server: LoopbackServer) -> AsyncIterator[Sequence[Provider]]
 
 @asynccontextmanager
 async def opened(
-    tmp_path: Path, server: LoopbackServer, deferral: Deferral = QUICK
+    url: str, server: LoopbackServer, deferral: Deferral = QUICK
 ) -> AsyncIterator[Flow]:
     """Open a flow whose models are at *server*; every test ends within 20 seconds."""
     async with (
         asyncio.timeout(20),
         providers(server) as made,
         agentflow.open(
-            f"sqlite:///{tmp_path / 'r.db'}",
+            url,
             durability="process",
             providers=made,
             worker=WorkerOptions(deferral=deferral),
@@ -107,10 +118,10 @@ async def books(flow: Flow, id: str = "r") -> list[tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize("dialect", MODELS)
-async def test_the_calls_of_many_runs_are_one_batch(tmp_path: Path, dialect: str) -> None:
+async def test_the_calls_of_many_runs_are_one_batch(url: str, dialect: str) -> None:
     """Each gets its own answer, and the discount that was really applied is in the books."""
     with LoopbackServer(lambda seen: Answer(text=seen.text.strip())) as server:
-        async with opened(tmp_path, server) as flow:
+        async with opened(url, server) as flow:
             runs = [
                 await flow.start(ask_later, dialect, f"question {n}", id=f"r{n}") for n in range(5)
             ]
@@ -127,14 +138,14 @@ async def test_the_calls_of_many_runs_are_one_batch(tmp_path: Path, dialect: str
             assert row.record.priced.status == "priced"
             saved = row.record.priced.list_saved_pico_usd
             assert saved == row.record.priced.amount_pico_usd  # half of the list's price
-    assert problems(tmp_path / "r.db") == []
+    assert unsound(url) == []
 
 
-async def test_a_run_that_waits_is_one_row_and_outlives_its_worker(tmp_path: Path) -> None:
+async def test_a_run_that_waits_is_one_row_and_outlives_its_worker(url: str) -> None:
     """Nothing is in memory, nothing is asked again, and the next worker takes the answer in."""
     with LoopbackServer([Answer(text=TEXT)]) as server:
         server.batches.seconds = 3600
-        async with opened(tmp_path, server) as flow:
+        async with opened(url, server) as flow:
             run = await flow.start(ask_later, "anthropic", id="r")
             await sent(flow, server)
             assert (await run.info()).status == "waiting"
@@ -142,12 +153,12 @@ async def test_a_run_that_waits_is_one_row_and_outlives_its_worker(tmp_path: Pat
             assert flow.is_quiet
 
         server.batches.all[0].done_at = 0
-        async with opened(tmp_path, server) as flow:
+        async with opened(url, server) as flow:
             run = await flow.get("r")
             assert await run.result() == TEXT
             assert await books(flow) == [(1, "ok", "priced")]
         assert (len(server.requests), server.batches.count) == (1, 1)
-    assert problems(tmp_path / "r.db") == []
+    assert unsound(url) == []
 
 
 async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
@@ -169,11 +180,11 @@ async def sent(flow: Flow, server: LoopbackServer, id: str = "r") -> None:
 
 
 @pytest.mark.parametrize("dialect", MODELS)
-async def test_a_batch_whose_reply_was_lost_is_found_again(tmp_path: Path, dialect: str) -> None:
+async def test_a_batch_whose_reply_was_lost_is_found_again(url: str, dialect: str) -> None:
     """The vendor is asked whether it has it; nothing is sent twice."""
     with LoopbackServer([Answer(text=TEXT)]) as server:
         server.batches.faults = [Fault(disconnect="reply")]
-        async with opened(tmp_path, server) as flow:
+        async with opened(url, server) as flow:
             run = await flow.start(ask_later, dialect, id="r")
             assert await run.result() == TEXT
             assert await books(flow) == [(1, "ok", "priced")]
@@ -183,23 +194,23 @@ async def test_a_batch_whose_reply_was_lost_is_found_again(tmp_path: Path, diale
 @pytest.mark.parametrize("fault", [Fault(disconnect="before"), Fault(status=429)])
 @pytest.mark.parametrize("dialect", MODELS)
 async def test_a_batch_that_was_not_taken_is_handed_over_again(
-    tmp_path: Path, dialect: str, fault: Fault
+    url: str, dialect: str, fault: Fault
 ) -> None:
     """No attempt is used up: the calls were never with the vendor."""
     with LoopbackServer([Answer(text=TEXT)]) as server:
         server.batches.faults = [fault]
-        async with opened(tmp_path, server) as flow:
+        async with opened(url, server) as flow:
             run = await flow.start(ask_later, dialect, id="r")
             assert await run.result() == TEXT
             assert await books(flow) == [(1, "ok", "priced")]
         assert (len(server.requests), server.batches.count) == (1, 1)
 
 
-async def test_a_vendor_that_takes_nothing_fails_the_calls_in_the_end(tmp_path: Path) -> None:
+async def test_a_vendor_that_takes_nothing_fails_the_calls_in_the_end(url: str) -> None:
     """What is turned down for good follows the retry policy of each call; nothing is billed."""
     with LoopbackServer([Answer(text=TEXT)]) as server:
         server.batches.faults = [Fault(status=400)]
-        async with opened(tmp_path, server) as flow:
+        async with opened(url, server) as flow:
             run = await flow.start(ask_later, "anthropic", id="r")
             with pytest.raises(RunFailedError, match="the script says 400"):
                 await run.result()
@@ -209,7 +220,7 @@ async def test_a_vendor_that_takes_nothing_fails_the_calls_in_the_end(tmp_path: 
 @pytest.mark.parametrize("fault", [Fault(status=500), Fault(expired=True)])
 @pytest.mark.parametrize("dialect", MODELS)
 async def test_what_failed_in_a_batch_is_tried_again_with_the_next(
-    tmp_path: Path, dialect: str, fault: Fault
+    url: str, dialect: str, fault: Fault
 ) -> None:
     """Each try is an attempt with its own entry; the others of the batch are not touched."""
 
@@ -218,21 +229,21 @@ async def test_what_failed_in_a_batch_is_tried_again_with_the_next(
         return Answer(text=TEXT, fault=fault if fails else None)
 
     with LoopbackServer(script) as server:
-        async with opened(tmp_path, server) as flow:
+        async with opened(url, server) as flow:
             bad = await flow.start(ask_later, dialect, "bad", id="r")
             good = await flow.start(ask_later, dialect, "good", id="g")
             assert [await bad.result(), await good.result()] == [TEXT, TEXT]
             assert await books(flow) == [(1, "error", "not_billed"), (2, "ok", "priced")]
             assert await books(flow, "g") == [(1, "ok", "priced")]
         assert (len(server.requests), server.batches.count) == (3, 2)
-    assert problems(tmp_path / "r.db") == []
+    assert unsound(url) == []
 
 
-async def test_a_refused_batch_is_not_billed(tmp_path: Path) -> None:
+async def test_a_refused_batch_is_not_billed(url: str) -> None:
     """OpenAI reads a batch after it has taken it, and may refuse all of it."""
     with LoopbackServer([Answer(text=TEXT)]) as server:
         server.batches.rejects = ("invalid_json_line", "line 1 is no request")
-        async with opened(tmp_path, server) as flow:
+        async with opened(url, server) as flow:
             run = await flow.start(ask_later, "chat", id="r")
             with pytest.raises(RunFailedError, match="line 1 is no request"):
                 await run.result()
@@ -241,11 +252,11 @@ async def test_a_refused_batch_is_not_billed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("window", ["2h", "8h"])
 async def test_a_completion_window_is_one_response_in_the_background(
-    tmp_path: Path, window: Latency
+    url: str, window: Latency
 ) -> None:
     """Nobody lists its discount: the amount is a lower bound, and says why."""
     with LoopbackServer([Answer(text=TEXT)]) as server:
-        async with opened(tmp_path, server) as flow:
+        async with opened(url, server) as flow:
             run = await flow.start(ask_later, "responses", window=window, id="r")
             assert await run.result() == TEXT
             (row,) = await flow.store.ledger("default", "r")
@@ -262,11 +273,11 @@ async def test_a_completion_window_is_one_response_in_the_background(
     [("anthropic", "2h", "24h"), ("chat", "8h", "24h")],
 )
 async def test_what_is_not_offered_says_what_is(
-    tmp_path: Path, dialect: str, window: Latency, offered: str
+    url: str, dialect: str, window: Latency, offered: str
 ) -> None:
     """At once, before anything is sent."""
     with LoopbackServer([Answer(text=TEXT)]) as server:
-        async with opened(tmp_path, server) as flow:
+        async with opened(url, server) as flow:
             run = await flow.start(ask_later, dialect, window=window, id="r")
             with pytest.raises(RunFailedError, match=f"offered are now, {offered}"):
                 await run.result()
@@ -290,11 +301,11 @@ async def by_a_child() -> str:
 
 
 async def test_a_run_may_say_how_long_its_answers_and_its_childrens_may_take(
-    tmp_path: Path,
+    url: str,
 ) -> None:
     """Code that says something itself goes before; ``now`` is such a word."""
     with LoopbackServer(lambda _: TEXT) as server:
-        async with opened(tmp_path, server) as flow:
+        async with opened(url, server) as flow:
             run = await flow.start(as_the_run_says, latency="24h")
             assert await run.result() == TEXT
             run = await flow.start(by_a_child, latency="24h")
@@ -304,11 +315,11 @@ async def test_a_run_may_say_how_long_its_answers_and_its_childrens_may_take(
         assert (len(server.requests), server.batches.count) == (3, 2)
 
 
-async def test_a_call_that_was_not_sent_is_taken_back(tmp_path: Path) -> None:
+async def test_a_call_that_was_not_sent_is_taken_back(url: str) -> None:
     """Cancelled before its batch is closed: nothing is sent, nothing is billed."""
     slow = replace(QUICK, quiet=timedelta(hours=1), longest=timedelta(hours=1))
     with LoopbackServer([Answer(text=TEXT)]) as server:
-        async with opened(tmp_path, server, slow) as flow:
+        async with opened(url, server, slow) as flow:
             run = await flow.start(ask_later, "anthropic", id="r", budget_usd="1")
             await until(waits(flow))
             await run.cancel("changed my mind")
@@ -318,7 +329,7 @@ async def test_a_call_that_was_not_sent_is_taken_back(tmp_path: Path) -> None:
             (budget,) = await flow.store.budgets("default")
             assert (budget.spent_pico_usd, budget.reserved_pico_usd) == (0, 0)
         assert server.requests == []
-    assert problems(tmp_path / "r.db") == []
+    assert unsound(url) == []
 
 
 def waits(flow: Flow, id: str = "r") -> Callable[[], Awaitable[bool]]:
@@ -331,13 +342,11 @@ def waits(flow: Flow, id: str = "r") -> Callable[[], Awaitable[bool]]:
 
 
 @pytest.mark.parametrize("dialect", MODELS)
-async def test_what_comes_after_a_cancel_is_booked_all_the_same(
-    tmp_path: Path, dialect: str
-) -> None:
+async def test_what_comes_after_a_cancel_is_booked_all_the_same(url: str, dialect: str) -> None:
     """The rest of the batch goes on; the answer that nobody wants is in the run's books."""
     with LoopbackServer([Answer(text=TEXT)]) as server:
         server.batches.seconds = 3600
-        async with opened(tmp_path, server) as flow:
+        async with opened(url, server) as flow:
             run = await flow.start(ask_later, dialect, "one", id="r", budget_usd="1")
             other = await flow.start(ask_later, dialect, "two", id="o")
             await sent(flow, server)
@@ -355,7 +364,7 @@ async def test_what_comes_after_a_cancel_is_booked_all_the_same(
             assert budget.spent_pico_usd == late.record.priced.amount_pico_usd
             assert budget.doubtful_pico_usd == budget.reserved_pico_usd == 0
         assert not server.batches.all[0].cancelled
-    assert problems(tmp_path / "r.db") == []
+    assert unsound(url) == []
 
 
 def booked(flow: Flow, count: int) -> Callable[[], Awaitable[bool]]:
@@ -367,11 +376,11 @@ def booked(flow: Flow, count: int) -> Callable[[], Awaitable[bool]]:
     return check
 
 
-async def test_a_batch_that_nobody_waits_for_is_cancelled(tmp_path: Path) -> None:
+async def test_a_batch_that_nobody_waits_for_is_cancelled(url: str) -> None:
     """Only when all of its calls are abandoned; what is cancelled is not billed."""
     with LoopbackServer([Answer(text=TEXT)]) as server:
         server.batches.seconds = 3600
-        async with opened(tmp_path, server) as flow:
+        async with opened(url, server) as flow:
             runs = [await flow.start(ask_later, "anthropic", str(n), id=f"r{n}") for n in (0, 1)]
             await sent(flow, server, "r0")
             await sent(flow, server, "r1")
@@ -393,11 +402,11 @@ def stopped(server: LoopbackServer) -> Callable[[], Awaitable[bool]]:
     return check
 
 
-async def test_what_is_held_stays_held_until_the_answer_comes(tmp_path: Path) -> None:
+async def test_what_is_held_stays_held_until_the_answer_comes(url: str) -> None:
     """The bound is reserved at the start of the attempt, and settled with what was billed."""
     with LoopbackServer([Answer(text=TEXT)]) as server:
         server.batches.seconds = 3600
-        async with opened(tmp_path, server) as flow:
+        async with opened(url, server) as flow:
             run = await flow.start(ask_later, "responses", id="r", budget_usd="1")
             await sent(flow, server)
             (budget,) = await flow.store.budgets("default")
@@ -413,11 +422,11 @@ async def test_what_is_held_stays_held_until_the_answer_comes(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("dialect", MODELS)
-async def test_a_batch_that_the_vendor_has_lost_is_a_doubt(tmp_path: Path, dialect: str) -> None:
+async def test_a_batch_that_the_vendor_has_lost_is_a_doubt(url: str, dialect: str) -> None:
     """Flagged, in the books as unknown, and asked again as the policy says."""
     with LoopbackServer([Answer(text=TEXT)]) as server:
         server.batches.seconds = 3600
-        async with opened(tmp_path, server) as flow:
+        async with opened(url, server) as flow:
             run = await flow.start(ask_later, dialect, id="r")
             await sent(flow, server)
             server.batches.seconds = 0
@@ -428,10 +437,9 @@ async def test_a_batch_that_the_vendor_has_lost_is_a_doubt(tmp_path: Path, diale
             assert await books(flow) == [(1, "in_doubt", "unknown_usage"), (2, "ok", "priced")]
 
 
-async def test_what_a_script_says_can_wait_too(tmp_path: Path) -> None:
+async def test_what_a_script_says_can_wait_too(url: str) -> None:
     """Without a key, and over a restart."""
     quiet = WorkerOptions(deferral=QUICK)
-    url = f"sqlite:///{tmp_path / 'r.db'}"
     scripts = {"slow": [TEXT]}
 
     async with agentflow.open(url, scripts=scripts, worker=quiet) as flow:
@@ -447,11 +455,11 @@ async def scripted(script: str) -> str:
     return (await Agent("reader", model=f"scripted:{script}").run("Hello")).output
 
 
-async def test_a_webhook_wakes_a_run_early(tmp_path: Path) -> None:
+async def test_a_webhook_wakes_a_run_early(url: str) -> None:
     """It is verified, and only says that it is time to look; what nobody waits for is ignored."""
     patient = replace(QUICK, first_look=timedelta(hours=1), last_look=timedelta(hours=1))
     with LoopbackServer([Answer(text=TEXT)]) as server:
-        async with opened(tmp_path, server, patient) as flow:
+        async with opened(url, server, patient) as flow:
             run = await flow.start(ask_later, "responses", id="r")
             await until(handed_over(flow))
             for ref, is_waited_for in (("batch_of_another", False), ("batch_1", True)):
@@ -472,12 +480,12 @@ def handed_over(flow: Flow) -> Callable[[], Awaitable[bool]]:
 
 
 @pytest.mark.parametrize("dialect", MODELS)
-async def test_one_look_is_for_all_that_wait(tmp_path: Path, dialect: str) -> None:
+async def test_one_look_is_for_all_that_wait(url: str, dialect: str) -> None:
     """Three hundred runs, none of them in memory: one batch, one look, and everybody wakes."""
     calm = replace(QUICK, quiet=timedelta(seconds=0.5), longest=timedelta(seconds=15))
     patient = replace(calm, first_look=timedelta(hours=1), last_look=timedelta(hours=1))
     with LoopbackServer(lambda seen: Answer(text=seen.text.strip())) as server:
-        async with opened(tmp_path, server, patient) as flow:
+        async with opened(url, server, patient) as flow:
             runs = [await flow.start(ask_later, dialect, f"q{n}", id=f"r{n}") for n in range(300)]
             await sent(flow, server, "r299")
             assert flow.is_quiet
