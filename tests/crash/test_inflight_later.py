@@ -1,4 +1,4 @@
-"""Calls whose answers may wait, and processes that die over them: more moments than the table has."""
+"""Calls whose answers may wait: more moments to die than the table has."""
 
 from __future__ import annotations
 
