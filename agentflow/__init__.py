@@ -29,6 +29,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from agentflow.agents.agent import Agent, AgentResult
     from agentflow.agents.compaction import keep_last, summarise
+    from agentflow.agents.limits import Limits
     from agentflow.app import Flow, connect, open, run_sync
     from agentflow.client import Client, Run
     from agentflow.engine.context import Decision, RunInfo
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         ApprovalDeniedError,
         Fail,
         InDoubtError,
+        LimitError,
         NonRetryableError,
         RetryLater,
         RunCancelledError,
@@ -68,7 +70,7 @@ if TYPE_CHECKING:
     from agentflow.tools.tool import Tool, tool
 
 _ERRORS = (
-    "ActivityError", "AgentflowError", "ApprovalDeniedError", "Fail", "InDoubtError",
+    "ActivityError", "AgentflowError", "ApprovalDeniedError", "Fail", "InDoubtError", "LimitError",
     "NonRetryableError", "RetryLater", "RunCancelledError", "RunFailedError", "RunParkedError",
 )  # fmt: skip
 _FUNCTIONS = (
@@ -86,6 +88,7 @@ _HOMES: dict[str, str] = {
     **dict.fromkeys(("Activity", "Workflow", "activity", "workflow"), "engine.definitions"),
     **dict.fromkeys(("ImagePart", "Message", "Messages"), "llm.messages"),
     "ActivityContext": "engine.definition",
+    "Limits": "agents.limits",
     "ModelSettings": "llm.request",
     "RetryPolicy": "retry",
     **dict.fromkeys(("Tool", "tool"), "tools.tool"),
@@ -106,6 +109,8 @@ __all__ = [
     "Flow",
     "ImagePart",
     "InDoubtError",
+    "LimitError",
+    "Limits",
     "Message",
     "Messages",
     "ModelSettings",

@@ -37,7 +37,8 @@
     │   ├── ToolArgumentsError      the model called a tool with arguments that do not fit
     │   ├── OutputError             the model's answer does not fit output_type
     │   ├── ModelRefusedError       the model, or its vendor's filter, said no
-    │   └── AnswerCutError          the answer was cut at max_output_tokens
+    │   ├── AnswerCutError          the answer was cut at max_output_tokens
+    │   └── LimitError              the agent passed one of its limits
     ├── NonRetryableError           raised by your activity: do not try again
     ├── RetryLater                  raised by your activity: try again after a while
     ├── ProviderError               a model vendor answered with an error
@@ -359,6 +360,13 @@ class AnswerCutError(ActivityError):
 
     code = "AF808"
     default_hint = "Raise settings.max_output_tokens, or ask for a shorter answer."
+
+
+class LimitError(ActivityError):
+    """An agent passed one of its limits; `data` has ``limit``, ``allowed`` and ``used``."""
+
+    code = "AF809"
+    default_hint = "Raise the limit, or give the agent a smaller task; catch it to go on without."
 
 
 class NonRetryableError(AgentflowError):

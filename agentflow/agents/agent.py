@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Literal
 
+from agentflow.agents.limits import Limits
 from agentflow.agents.result import AgentResult
 from agentflow.agents.spec import AgentSpec, AgentTool, Output, tool_name
 from agentflow.agents.turns import Reuse, run_turns
@@ -50,6 +51,8 @@ class Agent(AgentSpec[Output]):
             (conversation, parameters, model) is answered by that one's answer, and costs nothing;
             equal ones at the same time are asked once. None: only the run's own history answers.
         cache_ttl: How old such an answer may be.
+        limits: What one run of it may use, with the agents that it calls: calls, tokens, depth,
+            time, repeated tool calls.
     """
 
     async def run(
@@ -61,6 +64,7 @@ class Agent(AgentSpec[Output]):
         latency: Latency | None = None,
         cache: Literal["project", "off"] | None = None,
         cache_ttl: timedelta | None = None,
+        limits: Limits | None = None,
     ) -> AgentResult[Output]:
         """Ask, run the tools that the model calls, ask again, until it answers.
 
@@ -73,6 +77,7 @@ class Agent(AgentSpec[Output]):
             cache: ``"project"`` or ``"off"`` for the model calls of this conversation; None = as
                 each agent says.
             cache_ttl: How old an answer of the cache may be; None = as each agent says.
+            limits: What this run of it may use; the agent's own by default.
 
         Returns:
             The answer, the conversation with it, and what it took.
@@ -80,6 +85,7 @@ class Agent(AgentSpec[Output]):
         Raises:
             UsageError: it is not called in a workflow.
             MaxTurnsError: there was no answer within `max_turns`.
+            LimitError: a limit was passed.
             ModelRefusedError: the model, or its vendor's filter, said no.
             AnswerCutError: the answer was cut at the output limit.
             OutputError: the model answered twice with nothing.
@@ -87,7 +93,13 @@ class Agent(AgentSpec[Output]):
         """
         reuse = Reuse(cache=cache, ttl=cache_ttl)
         return await run_turns(
-            self, input, conversation=conversation, key=key, latency=latency, reuse=reuse
+            self,
+            input,
+            conversation=conversation,
+            key=key,
+            latency=latency,
+            reuse=reuse,
+            limits=limits,
         )
 
     def as_tool(self, name: str | None = None, description: str | None = None) -> AgentTool:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeAlias
 from typing_extensions import TypeVar
 
 from agentflow.activities.llm_call import llm_call, split_model
+from agentflow.agents.limits import NO_LIMITS, Limits
 from agentflow.dataclass import dataclass
 from agentflow.engine.definition import Latency, OnDoubt, check_latency
 from agentflow.engine.definitions import Activity
@@ -116,6 +117,7 @@ class AgentSpec(Generic[Output]):
     latency: Latency | None = None
     cache: CacheScope | None = None
     cache_ttl: timedelta = CACHE_TTL
+    limits: Limits = NO_LIMITS
 
     def __post_init__(self) -> None:
         """Check what can be checked before anything runs."""

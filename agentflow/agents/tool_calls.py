@@ -17,6 +17,7 @@ from agentflow.errors import (
     ActivityError,
     ApprovalDeniedError,
     InDoubtError,
+    LimitError,
     MaxTurnsError,
     ToolArgumentsError,
 )
@@ -28,7 +29,7 @@ from agentflow.tools.tool import Tool
 
 # What no model may see as "an error, try again": after a doubtful call another one might repeat
 # its effect, and an agent that ran out of turns would be sent into the next ones.
-_ENDS = (InDoubtError, MaxTurnsError)
+_ENDS = (InDoubtError, MaxTurnsError, LimitError)
 
 RunAgent: TypeAlias = "Callable[[AgentSpec[Any], str, str | None], Awaitable[AgentResult[Any]]]"
 

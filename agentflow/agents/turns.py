@@ -6,12 +6,14 @@ tool call is an activity of its own, so that a crash in between repeats none of 
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Literal
 
 from agentflow.agents.input import message_of
+from agentflow.agents.limits import Limits, Meter
 from agentflow.agents.result import AgentResult, Tally
 from agentflow.agents.sharing import rejoined
 from agentflow.agents.spec import AgentSpec, Output, check_cache
@@ -70,13 +72,28 @@ async def run_turns(
     key: str | None = None,
     latency: Latency | None = None,
     reuse: Reuse = _AS_AGENTS_SAY,
+    limits: Limits | None = None,
+    above: Meter | None = None,
 ) -> AgentResult[Output]:
     """Run an agent until it answers; see `Agent.run`."""
     context = require_context("Agent.run")
     before = Messages() if conversation is None else conversation
     chat = before.append(message_of(input))
-    turns = _Turns(context, agent, chat, input=input, key=key, latency=latency, reuse=reuse)
-    return await turns.run()
+    meter = Meter(agent.name, agent.limits if limits is None else limits, above)
+    turns = _Turns(
+        context, agent, chat, input=input, key=key, latency=latency, reuse=reuse, meter=meter
+    )
+    longest = meter.limits.wall_clock
+    if longest is None:
+        return await turns.run()
+    scope = asyncio.timeout(longest.total_seconds())  # a durable timer
+    try:
+        async with scope:
+            return await turns.run()
+    except TimeoutError:
+        if scope.expired():
+            raise meter.passed("wall_clock", longest, longest) from None
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +121,7 @@ class _Turns:
         key: str | None,
         latency: Latency | None,
         reuse: Reuse,
+        meter: Meter,
     ) -> None:
         self.agent = agent
         self.chat = chat
@@ -112,6 +130,7 @@ class _Turns:
         self._key = key
         self._latency = latency
         self._reuse = reuse
+        self._meter = meter
         self._counts: dict[str, int] = {}
         self._tally = Tally()
         self._turn = 0
@@ -124,6 +143,7 @@ class _Turns:
             self._turn += 1
             response = await self._ask()
             self._tally.answered(response)
+            self._meter.answered(response)
             found = await self._take(response)
             if found is not None:
                 return self._result(found.output)
@@ -160,7 +180,7 @@ class _Turns:
             agent=agent,
             tally=self._tally,
             key_of=self._next_key,
-            run_agent=_run_agent,
+            run_agent=self._run_agent,
         )
 
     async def _ask(self) -> ModelResponse:
@@ -190,7 +210,13 @@ class _Turns:
                 logger.warning("model failed, asking the next one", extra=extra)
                 request = replace(request, model=self._models[0])
 
+    async def _run_agent(
+        self, agent: AgentSpec[Any], input: str, key: str | None
+    ) -> AgentResult[Any]:
+        return await run_turns(agent, input, key=key, above=self._meter)
+
     async def _call(self, request: ModelRequest) -> ModelResponse:
+        self._meter.before_call()
         llm = self.agent.llm
         asked = ActivityCall(
             activity=llm if self._latency is None else llm.with_options(latency=self._latency),
@@ -216,6 +242,8 @@ class _Turns:
         message, agent = response.message, self.agent
         _refuse(response, agent)
         calls = message.tool_calls
+        for call in calls:
+            self._meter.tool_asked(call)
         if calls:
             self._empty_before = False
             answers = await self._tools.answer(calls)
@@ -271,7 +299,3 @@ def is_models_fault(error: ActivityError) -> bool:
     failure = error.failure
     code = failure.code if isinstance(failure, Failure) else error.code
     return code in {ProviderError.code, ActivityTimeoutError.code}
-
-
-async def _run_agent(agent: AgentSpec[Any], input: str, key: str | None) -> AgentResult[Any]:
-    return await run_turns(agent, input, key=key)
