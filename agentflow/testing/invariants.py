@@ -1,6 +1,7 @@
 """Is what the store holds a true and whole account? A list of invariants, checked.
 
     verify("sqlite:///agentflow.db")                     # raises VerificationError
+    verify("postgresql://user@host/database")
     problems("agentflow.db", effects=seen)               # a list, empty where all is well
 
 Per run: seq gapless · one effective terminal event, last · every outcome has its intent · at
@@ -25,14 +26,14 @@ from agentflow.dataclass import dataclass
 from agentflow.engine.context import RunInfo
 from agentflow.engine.definitions import REGISTRY, Registry
 from agentflow.engine.rehearsal import rehearse
-from agentflow.errors import AgentflowError, UsageError
+from agentflow.errors import AgentflowError
 from agentflow.history import events as ev
 from agentflow.history.audit import GENESIS, event_hash
 from agentflow.history.history import history_of
 from agentflow.protocols import ENDED, PARKED
 from agentflow.testing.bodies import LoadedBodies
 from agentflow.testing.books import budgets
-from agentflow.testing.facts import RunFacts, StoreFacts, read_file
+from agentflow.testing.facts import RunFacts, StoreFacts, read_source
 from agentflow.testing.replay import stream_of
 
 _SETTLES = (ev.ActivityCompleted, ev.ActivityFailed, ev.ActivityCancelled, ev.ActivityInDoubt)
@@ -94,7 +95,8 @@ def problems(
     """Return what is wrong with a database, in words; an empty list where all is well.
 
     Args:
-        source: A SQLite file or its ``sqlite:///`` URL. It is read only, and may be in use.
+        source: A SQLite file, its ``sqlite:///`` URL, or a ``postgresql://`` URL. It is read only,
+            and may be in use.
         effects: What the outside world counted; None = not compared.
         counted: Names of the activities whose every effect is in *effects*.
         crashed: Whether a process died: without, each effect happens exactly once.
@@ -102,32 +104,24 @@ def problems(
         codec: Reads payloads; the default reads plain ones.
 
     Raises:
-        UsageError: the source is no SQLite file. FileNotFoundError: it does not exist.
+        UsageError: the source is none of these. FileNotFoundError: the file does not exist.
     """
-    facts = read_file(_path(source))
+    facts = read_source(source)
     found = [f"database: {line}" for line in facts.damage]
     check = _Check(facts, registry, codec or Codec(), crashed=crashed)
+    by_run: dict[str, list[Effect]] = defaultdict(list)
+    for effect in effects or ():
+        by_run[effect.run_id].append(effect)
     for run in facts.runs:
         found += [f"run {run.row['id']}: {line}" for line in check.run(run)]
         if effects is not None:
-            mine = [e for e in effects if e.run_id == run.row["id"]]
+            mine = by_run[run.row["id"]]
             found += [f"run {run.row['id']}: {line}" for line in check.effects(run, mine, counted)]
     found += budgets(facts)
     if effects is not None:
         known = {run.row["id"] for run in facts.runs}
         found += [f"effect of the unknown run {e.run_id}" for e in effects if e.run_id not in known]
     return found
-
-
-def _path(source: str | Path) -> Path:
-    text = str(source)
-    if "://" not in text:
-        return Path(text)
-    scheme, _, rest = text.partition(":///")
-    if scheme != "sqlite" or not rest:
-        msg = f"verify() reads SQLite files, not {text!r}"
-        raise UsageError(msg)
-    return Path(rest)
 
 
 class _Check:

@@ -21,14 +21,17 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg.rows import dict_row
+from psycopg.sql import SQL, Identifier
 
 from agentflow.errors import StoreError
+from agentflow.storage.dialects.postgres_url import address
 
 DEBIAN = "/usr/lib/postgresql"
 START_SECONDS, STOP_SECONDS, PAUSE_SECONDS = 30, 30, 0.05
@@ -164,6 +167,18 @@ class PrivateServer(PostgresServer):
             if left > 1:
                 select.select([], [], [], PAUSE_SECONDS)
         raise StoreError(f"{program} failed: {said} {self.log()[-500:]}".strip())
+
+
+@contextmanager
+def snapshot(url: str) -> Iterator[Callable[[str], Sequence[dict[str, Any]]]]:
+    """Yield a function that queries a database; all its answers are of one moment."""
+    where = address(url)
+    with psycopg.connect(**where.parts, row_factory=dict_row) as conn:  # type: ignore[arg-type]
+        conn.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        conn.read_only = True
+        if where.schema:
+            conn.execute(SQL("SET search_path = {}").format(Identifier(where.schema)))
+        yield lambda query: conn.execute(query.encode()).fetchall()
 
 
 def free_port() -> int:

@@ -15,6 +15,7 @@ from agentflow import ids
 from agentflow.engine.definition import ActivityContext
 from agentflow.engine.definitions import Activity, Registry, Workflow, options_of
 from agentflow.engine.functions import approve, wait_signal
+from agentflow.errors import UsageError
 from agentflow.history import events as ev
 from agentflow.history.audit import GENESIS, event_hash
 from agentflow.testing.facts import RunFacts, read_file
@@ -251,7 +252,7 @@ def test_a_missing_file_is_said_so(tmp_path: Path) -> None:
         read_file(tmp_path / "none.db")
 
 
-def test_only_sqlite_files_are_read() -> None:
+def test_other_databases_are_refused() -> None:
     """Another URL is an error, not a file with a strange name."""
-    with pytest.raises(Exception, match="reads SQLite files"):
-        problems("postgresql:///x")
+    with pytest.raises(UsageError, match="not 'mysql'"):
+        problems("mysql://host/x")
