@@ -22,6 +22,9 @@ from agentflow.ledger.rules import vendor_of
 from agentflow.llm.usage import Usage
 
 SCRIPTED = "scripted"  # models of the box that answer from a script: nobody bills them
+FIRST_PRICE_AT = datetime(2020, 6, 11, tzinfo=UTC)
+"""Nothing was sold by the token before. Source: openai.com, "OpenAI API", of that day."""
+
 SHEETS = 4096  # (model, day, facts) kept in memory, 2 kB each
 
 
@@ -83,6 +86,8 @@ class GenaiPriceBook:
         else:
             bill.charge_tokens(main, usage, model=model)
         bill.charge_calls(main, usage)
+        if (at if at.tzinfo else at.replace(tzinfo=UTC)) < FIRST_PRICE_AT:
+            bill.doubts.append(f"the clock says {at.date()}, before any price: the first is used")
         if unknown := unknown_fields(usage):
             bill.doubts.append(f"usage is not understood: {', '.join(unknown)}")
         return bill.priced(version(), price_date=main.price_date if main else None)

@@ -775,6 +775,19 @@ def test_amounts_do_not_depend_on_the_callers_decimal_context() -> None:
     assert rough == BOOK.price(usage, model="anthropic:claude-sonnet-5-5", at=NOW)
 
 
+@pytest.mark.parametrize("at", [datetime(1970, 1, 1, tzinfo=UTC), datetime(2019, 6, 1)])  # noqa: DTZ001
+def test_a_clock_before_the_price_history_is_said(at: datetime) -> None:
+    """A machine whose clock was never set: the amount is not called right."""
+    priced = BOOK.price(tokens(10, 1), model="openai:gpt-6-sol", at=at)
+
+    assert priced.status == "partial"
+    assert priced.reason == f"the clock says {at.date()}, before any price: the first is used"
+    assert (
+        priced.amount_pico_usd
+        == BOOK.price(tokens(10, 1), model="openai:gpt-6-sol", at=NOW).amount_pico_usd
+    )
+
+
 def test_a_naive_time_is_utc() -> None:
     """History is by UTC day."""
     naive = datetime(2026, 3, 13)  # noqa: DTZ001 -- what is tested
