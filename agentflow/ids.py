@@ -19,9 +19,22 @@ def new_run_id() -> str:
     return str(uuid.UUID(int=value))
 
 
+# Random bytes are drawn for many batches at a time: each draw lets go of the interpreter, and one
+# per append would hand it to the store's thread and back in the middle of every activity.
+_BATCH_ID_BYTES, _DRAWN = 16, 256
+_batch_ids: list[bytes] = []
+os.register_at_fork(after_in_child=_batch_ids.clear)  # two processes never share an id
+
+
 def new_batch_id() -> bytes:
     """Return 16 random bytes that name one append over all its retries."""
-    return urandom(16)
+    try:
+        return _batch_ids.pop()
+    except IndexError:
+        drawn = urandom(_BATCH_ID_BYTES * _DRAWN)
+        found = [drawn[i : i + _BATCH_ID_BYTES] for i in range(0, len(drawn), _BATCH_ID_BYTES)]
+        _batch_ids.extend(found[1:])
+        return found[0]
 
 
 def new_worker_id() -> str:

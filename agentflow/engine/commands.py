@@ -108,21 +108,30 @@ class Batch:
     """
 
     facts: list[AnyEvent] = field(default_factory=list)
-    starts: list[AttemptStart] = field(default_factory=list)
-    parts: Parts = field(default_factory=Parts)
+    starts: tuple[AttemptStart, ...] = ()
+    parts: Parts | None = None
     children: tuple[ChildStart, ...] = ()
     attributes: dict[str, Any] | None = None
     commands: tuple[Command, ...] = ()
     ledger: tuple[Any, ...] = ()
-    inbox_done: list[int] = field(default_factory=list)
+    inbox_done: list[int] | None = None
     cache: tuple[Any, ...] = ()
     applied_seq: int = 0
     progress: bool = False
 
     def add_parts(self, parts: Parts | None) -> None:
         """Take the bodies of one payload along."""
-        if parts is not None:
-            self.parts.add(parts)
+        if parts is None or parts.is_empty:
+            return
+        if self.parts is None:
+            self.parts = Parts()
+        self.parts.add(parts)
+
+    def add_message(self, row: int) -> None:
+        """Take note that the facts record the message of that row."""
+        if self.inbox_done is None:
+            self.inbox_done = []
+        self.inbox_done.append(row)
 
     @property
     def is_empty(self) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import field
 from datetime import timedelta
 from decimal import Decimal
+from functools import cached_property
 from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 from agentflow.dataclass import dataclass
@@ -186,30 +187,30 @@ class Definition(Generic[P, R_co]):
             self._annotations["return"] = hints.get("return", Any)
         return self._annotations
 
-    @property
+    @cached_property  # asked several times per call
     def annotations(self) -> dict[str, Any]:
         """Types by parameter name, and ``return``; missing ones are Any."""
         return self._resolve()
 
-    @property
+    @cached_property
     def returns(self) -> Any:
         """The declared type of the result."""
         returns = self._resolve()["return"]
         return type(None) if returns is None else returns
 
-    @property
+    @cached_property
     def context_names(self) -> tuple[str, ...]:
         """Parameters that get an `ActivityContext`."""
         self._resolve()
         return self._context_names
 
-    @property
+    @cached_property
     def ordinary(self) -> tuple[str, ...] | None:
         """Names of the parameters where all may be given by name, else None."""
         self._resolve()
         return self._ordinary
 
-    @property
+    @cached_property
     def signature(self) -> inspect.Signature:
         """The signature without parameters that get an `ActivityContext`."""
         self._resolve()

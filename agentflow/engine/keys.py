@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from asyncio import events
 from contextvars import ContextVar
+from functools import lru_cache
 from typing import Final
 
 from agentflow.errors import UsageError
@@ -120,6 +121,7 @@ class Lineage:
         return f"{self.path}.{segment}" if count == 1 else f"{self.path}.{segment}~{count}"
 
 
+@lru_cache(maxsize=1024)  # a program has few names, and asks for each of them often
 def _clean(name: str) -> str:
     # Cleaned before it is counted: two names that look alike afterwards share one count, so their
     # keys still differ.

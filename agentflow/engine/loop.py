@@ -168,7 +168,8 @@ class WorkflowLoop(_LoopBase):
         Args:
             now_ms: Milliseconds since 1970.
         """
-        self._now_ms = max(self._now_ms, now_ms)
+        if now_ms > self._now_ms:  # noqa: PLR1730 -- for every event: max() is dearer
+            self._now_ms = now_ms
 
     def call_later(  # type: ignore[override]
         self, delay: float, callback: Callback, *args: Any, context: Context | None = None

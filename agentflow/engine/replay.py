@@ -60,7 +60,9 @@ from agentflow.history.history import History
 
 _LOG = logging.getLogger("agentflow.engine")
 _SETTLES = (ev.ActivityCompleted, ev.ActivityFailed, ev.ActivityCancelled, ev.ActivityInDoubt)
+_UNINDEXED = frozenset({ev.ActivityStarted, ev.ActivityCompleted})  # by far the most
 _TRIES = 8  # calls that wait for a budget and ask again whenever another one has settled
+_SILENT = frozenset({ev.ActivityScheduled, ev.TimerStarted, ev.ChildStarted})
 _INTENTS = (ev.ActivityScheduled, ev.TimerStarted, ev.ChildStarted, ev.ApprovalRequested)
 
 
@@ -173,6 +175,8 @@ class Machine:
             self._flush()
 
     def _index(self, event: ev.AnyEvent) -> None:
+        if type(event) in _UNINDEXED:
+            return
         if isinstance(event, _INTENTS) and event.key is not None:
             if isinstance(event, ev.ApprovalRequested) and event.kind != "question":
                 return
@@ -223,11 +227,15 @@ class Machine:
             self._arrive(Arrival(event=ev.TimerFired(key=due.key)), now_ms)
             if self.parking is not None:
                 break
+        if self._backoff:
+            self._try_again(now_ms)
+        self._batch_starts(now_ms)
+
+    def _try_again(self, now_ms: int) -> None:
         for call in [c for c in self._backoff.values() if (c.retry_at_ms or 0) <= now_ms]:
             del self._backoff[call.key]
             if call.is_waited_for or self._keeps_going(call):
                 self._to_start[call.key] = call
-        self._batch_starts(now_ms)
 
     def _keeps_going(self, call: Call) -> bool:
         return not call.is_asked  # not asked yet (explicit key): its outcome may still be wanted
@@ -236,12 +244,13 @@ class Machine:
         event = self.record(arrival.event, now_ms)
         batch = self._batch
         batch.add_parts(arrival.parts)
-        batch.ledger += tuple(arrival.ledger)
+        if arrival.ledger:
+            batch.ledger += tuple(arrival.ledger)
         if arrival.cache:
             batch.cache += tuple(arrival.cache)
         batch.progress = batch.progress or event.outcome
         if arrival.inbox_row is not None:
-            batch.inbox_done.append(arrival.inbox_row)
+            batch.add_message(arrival.inbox_row)
         self._now_ms = event.time_ms
         if self.is_parked:
             return  # a fact: it commits, and is applied when the code is mended
@@ -297,8 +306,9 @@ class Machine:
 
         *marks* is the number of events that the store wrote by itself behind the starts.
         """
-        for mark in batch.parts.on_commit:
-            mark()
+        if batch.parts is not None:
+            for mark in batch.parts.on_commit:
+                mark()
         commands = list(batch.commands)
         for start in batch.starts:
             call = start.call
@@ -369,6 +379,8 @@ class Machine:
     def _apply(self, event: ev.AnyEvent, arrival: Arrival | None = None) -> bool:  # noqa: C901, PLR0912, PLR0915 -- one arm per event kind, in one place on purpose
         """Apply *event*; return whether code can see it, so that a drain must follow."""
         self.loop.advance(event.time_ms)
+        if type(event) in _SILENT:  # the last arm below, without a look at all the others
+            return False
         match event:
             case ev.RunStarted() | ev.RunContinued():
                 return self._begin(event)
@@ -836,10 +848,12 @@ class Machine:
     def _batch_starts(self, now_ms: int) -> None:
         if self.parking is not None:
             return
-        for call in list(self._to_start.values()):
-            if not self.paused:
-                del self._to_start[call.key]
-                self._batch.starts.append(self._attempt(call, now_ms))
+        if self.paused or not self._to_start:
+            return
+        calls = list(self._to_start.values())
+        self._to_start.clear()
+        new = [self._attempt(call, now_ms) for call in calls]
+        self._batch.starts = (*self._batch.starts, *new)
 
     def _attempt(self, call: Call, now_ms: int) -> AttemptStart:
         call.attempt_base = self._voided.attempts(call.key)
@@ -989,11 +1003,15 @@ class Machine:
     # --- waiting ----------------------------------------------------------------------------
 
     def _next_due(self, now_ms: int) -> Call | None:
+        if not self._timers:
+            return None
         due = [c for c in self._timers.values() if c.timer and c.timer.due_ms <= now_ms]
         return min(due, key=_due_order, default=None)
 
     def next_wake_ms(self) -> int | None:
         """Return when a timer or a retry is due next, in milliseconds, or None."""
+        if not (self._timers or self._backoff):
+            return None
         times = [c.timer.due_ms for c in self._timers.values() if c.timer is not None]
         times += [c.retry_at_ms for c in self._backoff.values() if c.retry_at_ms is not None]
         return min(times, default=None)

@@ -54,8 +54,9 @@ def write_parts(tx: Tx, all_parts: Iterable[Parts]) -> None:
     body_rows: dict[bytes, bytes] = {}
     node_rows: dict[bytes, tuple[bytes, bytes | None, bytes]] = {}
     for parts in all_parts:
-        if parts.bodies:
-            body_rows.update(parts.bodies)
+        if parts.is_empty:
+            continue
+        body_rows.update(parts.bodies)
         for node in parts.nodes.values():
             node_rows[node.id] = (node.id, node.parent, node.digest)
     # In one order: where others write the same rows, two transactions must not wait for each other.

@@ -50,8 +50,7 @@ class Encoded:
     """An append whose events are already text: that needs no lock."""
 
     batch: Append
-    facts: list[str]
-    starts: list[str]
+    texts: list[str]
 
 
 @dataclass(slots=True)
@@ -113,9 +112,9 @@ class Planned:
 
 def encode(batch: Append) -> Encoded:
     """Return *batch* with its events as text."""
-    return Encoded(
-        batch, [data_of(e) for e in batch.facts], [data_of(s.event) for s in batch.starts]
-    )
+    texts = [data_of(event) for event in batch.facts]
+    texts += [data_of(start.event) for start in batch.starts]
+    return Encoded(batch, texts)
 
 
 def stored_answer(state: State) -> Appended:
@@ -279,7 +278,8 @@ def plan(
     writer = Writer(state.pk, state.next_seq, state.time_ms, state.hash, now_ms)
     planned = Planned(state, batch, writer.rows)
     marks: list[Mark] = []
-    for event, data in zip(batch.facts, encoded.facts, strict=True):
+    texts = iter(encoded.texts)
+    for event, data in zip(batch.facts, texts, strict=False):
         if type(event) in ENDS and (marks := list(take_marks())):
             writer.mark(marks)
             planned.batch = replace(batch, applied_seq=batch.applied_seq + len(marks))
@@ -292,7 +292,7 @@ def plan(
         state.cancel = any(kind == "cancel" and row not in done for row, kind in state.waiting)
     granted: dict[str, dict[str, Any]] = {}
     refused: dict[str, str] = {}
-    for start, data in zip(batch.starts, encoded.starts, strict=True):
+    for start, data in zip(batch.starts, texts, strict=True):
         key = start.event.key or ""
         verdict = guard(state, start)
         if isinstance(verdict, str):

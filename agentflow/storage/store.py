@@ -482,6 +482,8 @@ class SqlStore:
     def append(self, batch: Append) -> asyncio.Future[Appended]:
         """Write one activation, fenced."""
         future: asyncio.Future[Appended] = self._db.submit(append.append, encode(batch))
+        if batch.parts.is_empty and not batch.children:
+            return future
         made = [batch.parts, *(child.parts for child in batch.children)]
         if any(parts.on_commit for parts in made):
             future.add_done_callback(functools.partial(appended, made))

@@ -131,7 +131,7 @@ class Attempt:
         self._deliver = deliver
         self._granted = command.granted
         self._answer = command.answer
-        self._records: list[AttemptRecord] = []
+        self._records: list[AttemptRecord] | None = None
         self._previous_ref = self._ref_known = command.call.provider_ref
         self._is_late = False
         self._offset = 0
@@ -404,7 +404,7 @@ class Attempt:
         later = isinstance(outcome, ev.ActivityFailed) and outcome.provider_ref is not None
         return [
             LedgerWrite(key=self.call.key, attempt=self.number, at_ms=now, record=record)
-            for record in self._records
+            for record in self._records or ()
             if not (later and record.status == "in_doubt")
         ]
 
@@ -417,6 +417,8 @@ class Attempt:
         if not isinstance(entry, AttemptRecord):
             msg = f"record() takes an AttemptRecord, not a {type(entry).__name__}"
             raise UsageError(msg)
+        if self._records is None:
+            self._records = []
         self._records.append(entry)
 
     def _item(self, item: object) -> None:

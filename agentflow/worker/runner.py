@@ -11,7 +11,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from agentflow import ids
@@ -19,7 +18,7 @@ from agentflow.activities.bound import bound_of
 from agentflow.activities.doubt import doubt_record, unsent_record
 from agentflow.activities.llm_call import MODELS, route_of
 from agentflow.clock import Clock, from_ms
-from agentflow.codec import Codec, PartsBodies
+from agentflow.codec import Codec, Parts, PartsBodies
 from agentflow.dataclass import dataclass
 from agentflow.engine.calls import Call
 from agentflow.engine.commands import (
@@ -108,13 +107,34 @@ class House:
 
 @dataclass(slots=True)
 class _Commit:
-    """A batch on its way into the store."""
+    """A batch on its way into the store; called with the store's answer."""
 
+    runner: Runner
     machine: Machine
     batch: Batch
     append: Append
     reload: bool
     tries: int = 0
+
+    def __call__(self, answer: asyncio.Future[Appended]) -> None:
+        self.runner.answered(self, answer)
+
+
+@dataclass(slots=True)
+class _Flight:
+    """An attempt in flight; called with its task when that has ended."""
+
+    runner: Runner
+    machine: Machine | None
+    key: str
+    inbox_row: int | None
+
+    def __call__(self, task: asyncio.Task[Arrival]) -> None:
+        self.runner.attempt_ended(self, task)
+
+    def heard(self, arrival: Arrival) -> None:
+        """Take in what the attempt says while it runs."""
+        self.runner.heard(self, arrival)
 
 
 class Runner:
@@ -399,7 +419,7 @@ class Runner:
             release = False
         batch = machine.take_batch()
         if self._stopping:
-            batch.starts.clear()
+            batch.starts = ()
         if machine.parking is None and batch.is_empty and not release:
             for command in batch.commands:  # asked again after a takeover: recorded before
                 self._do(command)
@@ -412,7 +432,7 @@ class Runner:
             if self._attempts:
                 return "running", 0
             return machine.parking.status, None
-        if machine.is_busy() or machine.has_starts:
+        if machine.has_starts or machine.is_busy():
             return "running", 0
         wake = machine.next_wake_ms()
         if machine.has_late:
@@ -424,7 +444,7 @@ class Runner:
             self._end_by_ms = now + self._house.settle_grace_ms
         if machine.has_untold or (machine.in_flight() and now < self._end_by_ms):
             batch = machine.take_batch()
-            batch.starts.clear()
+            batch.starts = ()
             if not batch.is_empty or batch.commands:
                 self._append(machine, batch, status="running", wake=0)
             else:
@@ -438,7 +458,7 @@ class Runner:
             self._write(machine, now)
             return
         batch = machine.take_batch()
-        batch.starts.clear()
+        batch.starts = ()
         statuses: dict[str, RunStatus] = {
             "completed": "completed",
             "failed": "failed",
@@ -468,7 +488,7 @@ class Runner:
             batch_id=ids.new_batch_id(),
             facts=batch.facts,
             starts=[self._wanted(start) for start in batch.starts],
-            parts=batch.parts,
+            parts=batch.parts or Parts(),
             applied_seq=batch.applied_seq,
             status=status,
             wait=machine.waits_for() if status in {"waiting", "paused"} else "",
@@ -477,7 +497,7 @@ class Runner:
             release=release,
             attributes=batch.attributes,
             children=[self._child(child) for child in batch.children] if batch.children else (),
-            inbox_done=batch.inbox_done,
+            inbox_done=batch.inbox_done or (),
             ledger=(*batch.ledger, *self._doubtful(machine, batch)),
             progress=batch.progress,
             is_bounded=self._budget > 0,
@@ -485,7 +505,7 @@ class Runner:
             cache=cache.work_of(machine, batch, is_leaving=release) if machine.reuses else None,
         )
         self._appending = True
-        self._commit(_Commit(machine, batch, append, reload))
+        self._commit(_Commit(self, machine, batch, append, reload))
 
     def _wanted(self, start: AttemptStart) -> Start:
         call, event = start.call, start.event
@@ -525,10 +545,10 @@ class Runner:
     def _doubtful(self, machine: Machine, batch: Batch) -> list[LedgerWrite]:
         """Return ledger entries of attempts that this batch says are in doubt."""
         found = []
-        told = {(entry.key, entry.attempt) for entry in batch.ledger}
         for fact in batch.facts:
             if not isinstance(fact, (ev.ActivityInDoubt, ev.ActivityCancelled)) or fact.key is None:
                 continue
+            told = {(entry.key, entry.attempt) for entry in batch.ledger}
             call = machine.calls[fact.key]
             if (fact.key, fact.attempt) in told or not _is_unbooked(fact, call):
                 continue
@@ -587,15 +607,16 @@ class Runner:
         return target.key_of(arguments)
 
     def _commit(self, commit: _Commit) -> None:
-        """Append, with the same batch id however often it takes; `_answered` goes on."""
+        """Append, with the same batch id however often it takes; `answered` goes on."""
         if self._gone:
             return
         sync_point("append.before")
         # No task where the store answers with a future: this is done once per activity.
         self._answer = asyncio.ensure_future(self._house.store.append(commit.append))
-        self._answer.add_done_callback(partial(self._answered, commit))
+        self._answer.add_done_callback(commit)
 
-    def _answered(self, commit: _Commit, answer: asyncio.Future[Appended]) -> None:
+    def answered(self, commit: _Commit, answer: asyncio.Future[Appended]) -> None:
+        """Go on with what the store has said."""
         if answer.cancelled():
             return
         error = answer.exception()
@@ -752,24 +773,20 @@ class Runner:
             self.deliver(Arrival(event=draft))
             return
         sync_point("attempt.before_start")
-        key, machine = command.call.key, self._machine
-        attempt = Attempt(
-            self._house.attempts, command, self._scope(), partial(self._heard, machine)
-        )
-        task = self._attempts[key] = self._loop.create_task(attempt.run())
-        task.add_done_callback(partial(self._attempt_ended, key, machine, inbox_row))
+        flight = _Flight(self, self._machine, command.call.key, inbox_row)
+        attempt = Attempt(self._house.attempts, command, self._scope(), flight.heard)
+        task = self._attempts[flight.key] = self._loop.create_task(attempt.run())
+        task.add_done_callback(flight)
 
-    def _heard(self, machine: Machine | None, arrival: Arrival) -> None:
+    def heard(self, flight: _Flight, arrival: Arrival) -> None:
         """Take in what an attempt says while it runs."""
-        if self._machine is machine:  # else its segment is over: the key means another call now
+        if self._machine is flight.machine:  # else its segment is over: the key means another call
             self.deliver(arrival)
 
-    def _attempt_ended(
-        self, key: str, machine: Machine | None, inbox_row: int | None, task: asyncio.Task[Arrival]
-    ) -> None:
+    def attempt_ended(self, flight: _Flight, task: asyncio.Task[Arrival]) -> None:
         """Take the outcome in, and step: in this callback where no other attempt is in flight."""
-        if self._attempts.get(key) is task:
-            del self._attempts[key]
+        if self._attempts.get(flight.key) is task:
+            del self._attempts[flight.key]
         if task.cancelled():
             return
         error = task.exception()
@@ -780,10 +797,10 @@ class Runner:
                 self._house.on_broken(error)
             return
         sync_point("outcome.before_delivery")
-        if self._machine is not machine or self._gone:
+        if self._machine is not flight.machine or self._gone:
             return
         arrival = task.result()
-        arrival.inbox_row = inbox_row  # of the message that had the answer, if one had
+        arrival.inbox_row = flight.inbox_row  # of the message that had the answer, if one had
         self._arrivals.append(arrival)
         sync_point("outcome.after_delivery")
         if self._attempts:
@@ -877,6 +894,8 @@ def _without_stale(arrivals: list[Arrival]) -> list[Arrival]:
 
     The handle is for a call that is still in flight when the process dies; this one no longer is.
     """
+    if len(arrivals) <= 1:
+        return arrivals
     done = {a.event.key for a in arrivals if a.event.outcome}
     kept: list[Arrival] = []
     for arrival in arrivals:

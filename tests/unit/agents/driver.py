@@ -303,7 +303,7 @@ class Driver:
     def commit(self, machine: Machine, running: dict[str, StartAttempt]) -> None:
         """Write the batch, and let its attempts run."""
         batch: Batch = machine.take_batch()
-        self.memory.keep(batch.parts)
+        self.memory.keep(batch.parts or Parts())
         log = self.driven.log
         log += batch.facts
         granted: dict[str, dict[str, Any]] = {}
@@ -338,7 +338,7 @@ class Driver:
             return driven
         machine.finish(self.clock.ms)
         batch = machine.take_batch()
-        self.memory.keep(batch.parts)
+        self.memory.keep(batch.parts or Parts())
         driven.log += batch.facts
         last = driven.log[-1]
         match last:

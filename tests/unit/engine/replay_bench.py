@@ -97,7 +97,7 @@ class Bench:
         for event in batch.facts:
             assert event.seq == len(self.log) + 1, (event, len(self.log))
             self.log.append(event)
-        self._keep(batch.parts)
+        self._keep(batch.parts or Parts())
         for child in batch.children:
             self._keep(child.parts)
         granted: dict[str, dict[str, Any]] = {}
@@ -112,7 +112,7 @@ class Bench:
             else:
                 refused[key] = reason
         if ending:
-            batch.starts.clear()
+            batch.starts = ()
         self.applied_seq = batch.applied_seq
         self.commands = []
         for command in machine.committed(batch, granted, refused):
