@@ -898,7 +898,7 @@ class Machine:
 
     def drop_message(self, inbox_row: int) -> None:
         """Take note, with the next commit, that a message means nothing any more."""
-        self._batch.inbox_done.append(inbox_row)
+        self._batch.add_message(inbox_row)
 
     def doubt(self, call: Call, now_ms: int) -> None:
         """Record that the attempt's outcome is unknown, and do what its policy says."""

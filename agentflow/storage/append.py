@@ -241,13 +241,25 @@ def write(tx: Tx, planned: Sequence[Planned]) -> None:
     sync_point("append.after_fence")
     tx.many(INSERT_EVENT, rows)
     sync_point("append.after_events")
-    write_parts(tx, [p.batch.parts for p in planned])
+    more = [p for p in planned if has_more(p)]
+    write_parts(tx, [p.batch.parts for p in more])
     sync_point("append.after_payloads")
-    inbox.finish(tx, [(row, p.state.pk) for p in planned for row in p.batch.inbox_done])
-    approvals.note(tx, planned)
+    if more:
+        inbox.finish(tx, [(row, p.state.pk) for p in more for row in p.batch.inbox_done])
+        approvals.note(tx, more)
     deferral.queue(tx, planned)
     sync_point("append.before_ledger")
-    ledger.write(tx, planned)
+    if more:
+        ledger.write(tx, more)
+
+
+def has_more(planned: Planned) -> bool:
+    """Return whether an append has rows beside the run's and its events; most have not."""
+    batch = planned.batch
+    return bool(
+        batch.inbox_done or batch.ledger or planned.requests or planned.void_keys
+        or planned.void_all or planned.terminal is not None or not batch.parts.is_empty
+    )  # fmt: skip
 
 
 def tell_parent(tx: Tx, state: State, terminal: AnyEvent) -> None:

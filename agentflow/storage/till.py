@@ -159,6 +159,8 @@ class Till:
     def load(self, states: Iterable[State], batches: Sequence[Append]) -> None:
         """Read what limits these runs, and what is held for those that settle something."""
         limited = {s.pk for s in states if s.budget}
+        if not limited:
+            return
         mine = [s for s in states if s.budget and s.pk not in self._chains]
         if mine:
             self._load_chains(mine)

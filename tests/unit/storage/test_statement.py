@@ -52,3 +52,25 @@ def test_key_lists_come_in_few_sizes(count: int, size: int) -> None:
     by_keys = ByKeys(lambda keys: select(runs.c.pk).where(runs.c.pk.in_(keys)))
 
     assert by_keys.sized(count)[0] == size
+
+
+def test_the_text_for_many_keys_is_the_one_that_would_be_compiled() -> None:
+    """It is made from those for one key and for two: compiling 256 values is slow."""
+    first = runs.c.project == bindparam("project")
+    by_keys = ByKeys(
+        lambda keys: select(runs.c.pk).where(first, runs.c.pk.in_(keys), runs.c.paused == const(0)),
+        "project",
+    )
+    twice = ByKeys(
+        lambda keys: select(runs.c.pk).where(runs.c.pk.in_(keys), runs.c.parent_pk.in_(keys))
+    )
+
+    for count in (8, 64, 256):
+        statement = by_keys.sized(count)[1]
+        names = [f"in_{i}" for i in range(count)]
+        keys = runs.c.pk.in_([bindparam(name) for name in names])
+        whole = select(runs.c.pk).where(first, keys, runs.c.paused == const(0))
+        assert statement.names == ("project", *names)
+        assert statement.sql(SQLITE) == str(whole.compile(dialect=SQLITE.core))
+    with pytest.raises(StoreError):
+        twice.sized(8)[1].sql(SQLITE)
