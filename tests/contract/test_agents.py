@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 import agentflow
 from agentflow import Agent, AgentResult, Flow, Messages, Run, keep_last, tool, workflow
+from agentflow.activities.llm_call import llm_call
 from agentflow.errors import RunFailedError
 from agentflow.history import events as ev
 from agentflow.llm.messages import ToolResultPart
@@ -234,14 +235,15 @@ async def test_a_tool_waits_for_its_approval_in_another_process(
 
 async def _seen_by_model(run: Run[Any]) -> str:
     """Return the last tool result that is in the run's requests."""
-    rehearsal = await run.rehearse()
-    try:
-        asked = [c.activity_call for c in rehearsal.machine.calls.values() if c.activity_call]
-        requests = [c.arguments["request"] for c in asked if c.activity.name == "llm_call"]
-        parts = [p for m in requests[-1].messages for p in m.parts]
-        return next(p.content for p in reversed(parts) if isinstance(p, ToolResultPart))
-    finally:
-        rehearsal.machine.evict()
+    asked = [e for e in await run.history() if isinstance(e, ev.ActivityScheduled)]
+    payload = [e.payload for e in asked if e.name == llm_call.name][-1]
+    assert payload is not None
+    seams = run._seams
+    sent = seams.codec.decode_fields(
+        payload, llm_call.annotations, seams.store, what="recorded request"
+    )
+    parts = [p for m in sent["request"].messages for p in m.parts]
+    return next(p.content for p in reversed(parts) if isinstance(p, ToolResultPart))
 
 
 async def test_a_doubtful_tool_that_must_not_be_repeated_is_no_error_for_the_model(
