@@ -509,6 +509,20 @@ async def test_an_answer_that_cannot_be_read_is_asked_again(tmp_path: Path) -> N
     assert len(vendor.asked) == 2
 
 
+async def test_an_answer_outlives_the_history_of_its_payer(tmp_path: Path) -> None:
+    """Pruning the payer keeps the bodies that the cache refers to."""
+    vendor, clock = Vendor(text="long " * 200), ManualClock(auto_advance=False)
+    async with opened(tmp_path, vendor, clock=clock) as flow:
+        payer = await flow.start(ask, "q", id="payer")
+        await payer.result()
+        clock.advance(timedelta(hours=2))
+        assert await flow.store.prune([(await payer.info()).pk]) == 1
+        await flow.store.sweep(flow.codec.cipher)
+
+        assert (await (await flow.start(ask, "q", id="saver")).result()).endswith("1")
+        assert [r.record.priced.status for r in await rows_of(flow, "saver")] == ["cached"]
+
+
 def forget_bodies(file: Path) -> None:
     """Erase every body."""
     connection = sqlite3.connect(file)
