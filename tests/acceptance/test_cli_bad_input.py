@@ -71,7 +71,7 @@ def error_of(done: Done) -> list[str]:
         (["check", "nothing.py"], 2, "error AF210: there is no file nothing.py", None),
         (["import", "bad.json"], 2, "error AF209: bad.json line 1 is no JSON", "export"),
         (["list"], 8, "error AF900: there is no database 'agentflow.db'", "--database"),
-        (["list", "--database", "postgres://x"], 2, "error AF207: database 'postgres'", "sqlite"),
+        (["list", "--database", "mysql://x"], 2, "error AF207: database 'mysql'", "sqlite"),
         (["run", PAGES, "1", "--database", "no/x.db"], 8, "error AF900:", "directory exists"),
         (["list", "--database", "not.db"], 8, "error AF900:", "doctor"),
     ],

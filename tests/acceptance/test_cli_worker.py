@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -71,9 +72,13 @@ class Shell:
         with subprocess.Popen(
             command, cwd=self.folder, env=self.env, stderr=subprocess.PIPE, text=True
         ) as process:
+            # Whoever waits for a line of a worker that hangs must not wait for ever.
+            timer = threading.Timer(90, process.kill)
+            timer.start()
             try:
                 yield process
             finally:
+                timer.cancel()
                 if process.poll() is None:
                     process.kill()
 
@@ -170,19 +175,20 @@ def test_grace_is_not_exceeded(shell: Shell) -> None:
 
 def test_on_a_file_a_second_worker_stands_by_and_takes_over_at_once(shell: Shell) -> None:
     """The lock tells that the owner died: no lease has to run out."""
-    shell.run("run", "flows.py:job", "1", "--id", "a", "--detach")
-    with shell.worker() as first, shell.worker() as second:
+    shell.run("run", "flows.py:job", "5", "--id", "a", "--detach")
+    with shell.worker() as first:
         owner = said(first, "serving")
-        said(second, "standing by")
-        shell.until(lambda: shell.effects() == ["one"])
-        first.kill()
-        first.wait(10)
+        with shell.worker() as second:
+            said(second, "standing by")
+            shell.until(lambda: shell.effects() == ["one"])
+            first.kill()
+            first.wait(10)
 
-        shell.until(lambda: shell.effects() == ["one", "one", "two"])
-        (me,) = shell.json("workers")["items"]
-        assert me["id"] != owner["worker_id"]
-        second.send_signal(signal.SIGTERM)
-        assert second.wait(20) == 0
+            shell.until(lambda: shell.effects() == ["one", "one", "two"])
+            (me,) = shell.json("workers")["items"]
+            assert me["id"] != owner["worker_id"]
+            second.send_signal(signal.SIGTERM)
+            assert second.wait(20) == 0
 
 
 def test_a_worker_without_a_workflow_says_so(shell: Shell) -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections import Counter
@@ -57,9 +58,13 @@ class Fleet:
         with subprocess.Popen(
             command, env=self.env, cwd=ROOT, stderr=subprocess.PIPE, text=True
         ) as process:
+            # Whoever waits for a line of a worker that hangs must not wait for ever.
+            timer = threading.Timer(180, process.kill)
+            timer.start()
             try:
                 yield Member(process)
             finally:
+                timer.cancel()
                 if process.poll() is None:
                     process.send_signal(signal.SIGCONT)
                     process.kill()
