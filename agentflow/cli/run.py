@@ -28,6 +28,7 @@ from agentflow.cli.target import (
 from agentflow.cli.view import view_of
 from agentflow.client import Run
 from agentflow.dataclass import dataclass
+from agentflow.engine.definition import LATENCIES, Latency
 from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import AgentflowError, OwnedElsewhereError
 from agentflow.ledger.budgets import ON_EXHAUSTED
@@ -95,6 +96,11 @@ def following_options(command: Command) -> Command:
     show_default=True,
     help="What happens to a call that does not fit into the budget.",
 )
+@click.option(
+    "--latency",
+    type=click.Choice(LATENCIES),
+    help="How long answers of models may take, for less money, where the code does not say.",
+)
 @click.option("--detach", is_flag=True, help="Record the run for a worker elsewhere, and return.")
 @following_options
 @where_options
@@ -107,6 +113,7 @@ def run(  # noqa: PLR0913 -- the options of the command
     tags: tuple[str, ...],
     budget: str | None,
     on_exhausted: str,
+    latency: Latency | None,
     detach: bool,
     wait: bool,
     timeout: timedelta | None,
@@ -128,7 +135,7 @@ def run(  # noqa: PLR0913 -- the options of the command
     """  # noqa: D301 -- click's mark, a backspace
     wanted = load_target(target)
     arguments = arguments_of(wanted.workflow, words, given)
-    limits = {"budget_usd": budget, "on_exhausted": on_exhausted}
+    limits = {"budget_usd": budget, "on_exhausted": on_exhausted, "latency": latency}
     start = Start(wanted, arguments, run_id, tags, limits)
     how = Following(wait=wait, timeout=timeout, stream=stream, as_json=as_json)
     if detach:

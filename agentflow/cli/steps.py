@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from agentflow.cli.chronicle import Chronicle
 from agentflow.client import Client
 from agentflow.dataclass import dataclass
+from agentflow.engine.definition import GRANTED_LATENCY
 from agentflow.history import events as ev
 
 
@@ -18,7 +19,8 @@ class Step:
         key: Its key.
         name: What was called.
         label: A word for people: the agent's name.
-        state: ``asked``, ``running``, ``waiting`` (for a retry), ``in doubt``, ``completed``, …
+        state: ``asked``, ``running``, ``waiting`` (for a retry, or for an
+            answer that may take hours), ``in doubt``, ``completed``, …
         attempts: Number of attempts that were started.
         in_doubt: Of those, how many had an unknown outcome.
         asked_ms: When the code asked for it.
@@ -74,6 +76,8 @@ def _note(step: Step, event: ev.AnyEvent, chronicle: Chronicle) -> None:
     match event:
         case ev.ActivityStarted():
             step.state, step.attempts = "running", step.attempts + 1
+            if GRANTED_LATENCY in event.granted:
+                step.state = "waiting"
         case ev.ActivityInDoubt():
             step.state, step.in_doubt = "in doubt", step.in_doubt + 1
         case ev.ActivityFailed():

@@ -100,6 +100,7 @@ class DeferredCall:
     key: str
     attempt: int
     model: str
+    window: str
     custom_id: str
     is_abandoned: bool
 

@@ -58,7 +58,7 @@ DROP = Hot(
 )  # fmt: skip
 CALL_COLUMNS = (
     calls.c.run_pk, calls.c.seq, runs.c.project, runs.c.id, calls.c.key, calls.c.attempt,
-    calls.c.model, calls.c.custom_id, calls.c.abandoned, runs.c.status,
+    calls.c.model, calls.c.latency, calls.c.custom_id, calls.c.abandoned, runs.c.status,
 )  # fmt: skip
 CALLS = select(*CALL_COLUMNS).join(runs, runs.c.pk == calls.c.run_pk)
 BY_CUSTOM_ID = ByKeys(
@@ -349,10 +349,11 @@ def asked_by(tx: Tx, call: DeferredCall) -> Asked:
 
 def call_of(row: Sequence[Any]) -> DeferredCall:
     """Return one row of CALLS; the end of its run abandons a call."""
-    run_pk, seq, project, run_id, key, attempt, model, custom_id, abandoned, status = row
+    run_pk, seq, project, run_id, key, attempt, model, window, custom_id, abandoned, status = row
     return DeferredCall(
         run_pk=run_pk, seq=seq, project=project, run_id=run_id, key=key, attempt=attempt,
-        model=model, custom_id=custom_id or "", is_abandoned=bool(abandoned) or status in ENDED,
+        model=model, window=window, custom_id=custom_id or "",
+        is_abandoned=bool(abandoned) or status in ENDED,
     )  # fmt: skip
 
 
@@ -383,7 +384,7 @@ def deliver(tx: Tx, wanted: Delivering) -> list[DeferredCall]:
             kind="answer",
             name=call.key,
             payload=by_id[call.custom_id].answer,
-            data={"attempt": call.attempt, "seq": call.seq},
+            data={"attempt": call.attempt, "seq": call.seq, "latency": call.window},
         )
         inbox.put(tx, call.run_pk, message)
         sync_point("parcel.before_drop")

@@ -230,9 +230,9 @@ class Attempt:
 
     def arguments(self, activity: ActivityDefinition[..., Any]) -> dict[str, Any]:
         """Return the call's arguments, decoded, as its approver may have edited them."""
-        payload = self.call.edited or self.call.payload
-        if payload is None and self.call.recorded is not None:
-            payload = self.call.recorded.payload
+        payload, recorded = self.call.edited or self.call.payload, self.call.recorded
+        if self._answer is not None and recorded is not None:
+            payload = recorded.payload  # what is answered, whatever code asks today
         if payload is None:
             return {}
         what = f"{activity.name}() argument"

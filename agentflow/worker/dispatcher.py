@@ -45,8 +45,10 @@ from agentflow.protocols import (
     Delivery,
     Desk,
     LedgerWrite,
+    Message,
     ParcelNews,
     ProviderCall,
+    RunRow,
     Store,
 )
 from agentflow.sync_point import sync_point
@@ -466,7 +468,7 @@ class Dispatcher:
         ]
         sync_point("parcel.before_deliver")
         for call in await self._store.deliver(self._me, parcel.pk, answers):
-            await self._book_late(call, parcel, told[call.custom_id])
+            await self._book_late(call, told[call.custom_id])
         sync_point("parcel.after_deliver")
 
     def _encoded(self, result: Result) -> Payload:
@@ -485,16 +487,41 @@ class Dispatcher:
         """Book that calls were never sent which were given up while the parcel was packed."""
         for call in await self._store.left(parcel.pk):
             if call.is_abandoned:
-                await self._book_late(call, parcel, None)
+                await self._book_late(call, None)
 
-    async def _book_late(self, call: DeferredCall, parcel: Parcel, result: Result | None) -> None:
+    async def book_stale(self, run: RunRow, message: Message) -> None:
+        """Book the answer to a call that a cut has made void since it came."""
+        payload = message.payload
+        assert payload is not None  # noqa: S101 -- an answer has one
+        bodies = self._house.bodies
+        result = self._house.codec.decode(payload, Result, bodies, what="deferred answer")
+        call = DeferredCall(
+            run_pk=run.pk,
+            seq=int(message.data["seq"]),
+            project=run.project,
+            run_id=run.id,
+            key=message.name,
+            attempt=int(message.data["attempt"]),
+            model="",
+            window=str(message.data["latency"]),
+            custom_id=message.id,
+            is_abandoned=True,
+        )
+        await self._book(call, result)
+
+    async def _book_late(self, call: DeferredCall, result: Result | None) -> None:
         """Book what an answer cost that nobody waits for; then forget the call.
 
         What is booked is known by the call's custom id, so that it is booked once.
         """
+        await self._book(call, result)
+        sync_point("parcel.after_late")
+        await self._store.drop_call(call.run_pk, call.seq)
+
+    async def _book(self, call: DeferredCall, result: Result | None) -> None:
         request, asked = self._question(await self._store.asked_by(call))
         record = late_record(
-            self._models, request, asked, result, window=parcel.route.window, id=call.custom_id
+            self._models, request, asked, result, window=call.window, id=call.custom_id
         )
         if record is not None:
             now = self._house.clock.now_ms()
@@ -503,8 +530,6 @@ class Dispatcher:
                 await self._store.adjust(call.project, call.run_id, entry)
             except NotFoundError:  # a cut made the attempt void before it was in the books
                 await self._store.adjust(call.project, call.run_id, replace(entry, key=""))
-        sync_point("parcel.after_late")
-        await self._store.drop_call(call.run_pk, call.seq)
 
 
 def _turned_down(error: ProviderError) -> Result:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -87,6 +87,7 @@ class House:
         on_status: Told of every status that was committed.
         on_broken: Told of an error after which the worker cannot go on.
         on_deferred: Told that calls were queued whose answers may wait.
+        on_stale: Books an answer that a cut has made void since it came.
     """
 
     store: Store
@@ -101,6 +102,7 @@ class House:
     on_timer: Callable[[Runner, int], None]
     ask_inbox: Callable[[int], None]
     on_deferred: Callable[[], None] = lambda: None
+    on_stale: Callable[[RunRow, Message], Awaitable[None]] | None = None
     settle_grace_ms: int = 5_000
     store_patience: int | None = 12
 
@@ -384,12 +386,18 @@ class Runner:
             message = row.message
             call = machine.call_of(message.name, int(message.data["seq"]))
             if call is None:  # a cut has made it void
-                _LOG.warning("an answer came too late", extra={"run_id": self.row.id})
-                machine.drop_message(row.row)
+                self._spawn(self._drop_answer(machine, row))
             elif call.state == "deferred":
                 self._start(machine.take_answer(call, message.payload), inbox_row=row.row)
             elif call.key not in self._attempts:  # it is being taken back: how far it had come?
                 self._answers.append(row)
+
+    async def _drop_answer(self, machine: Machine, row: InboxRow) -> None:
+        if self._house.on_stale is not None:
+            await self._house.on_stale(self.row, row.message)
+        if machine is self._machine:
+            machine.drop_message(row.row)
+            self.poke()
 
     def _step_parked(self, machine: Machine, arrivals: list[Arrival], now: int) -> bool:
         """Let a parked run be cancelled or released by an operator; True where that was done."""

@@ -30,7 +30,9 @@ from agentflow.protocols import (
     Append,
     Claimed,
     InboxRow,
+    Message,
     QueueLimit,
+    RunRow,
     RunStatus,
     Served,
     Store,
@@ -150,7 +152,7 @@ class Worker:
             random_of=random_of, on_status=on_status, on_broken=self._break,
             on_gone=self._let_go, on_timer=self._set_timer, ask_inbox=self._ask_inbox,
             settle_grace_ms=self._options.settle_grace_ms,
-            on_deferred=self._poke_dispatcher,
+            on_deferred=self._poke_dispatcher, on_stale=self._book_stale,
             # A file that cannot be written needs a person; a server that is away comes back.
             store_patience=None if is_shared else _FILE_PATIENCE,
         )  # fmt: skip
@@ -320,6 +322,9 @@ class Worker:
 
     def _poke_dispatcher(self) -> None:
         self._dispatcher.poke()
+
+    async def _book_stale(self, run: RunRow, message: Message) -> None:
+        await self._dispatcher.book_stale(run, message)
 
     async def ready(self) -> None:
         """Wait until the worker works, or has found that another process does."""

@@ -481,17 +481,49 @@ def handed_over(flow: Flow, id: str = "r") -> Callable[[], Awaitable[bool]]:
 
 @pytest.mark.parametrize("dialect", MODELS)
 async def test_one_look_is_for_all_that_wait(url: str, dialect: str) -> None:
-    """Three hundred runs, none of them in memory: one batch, one look, and everybody wakes."""
+    """A hundred runs, none of them in memory: one batch, one look, and everybody wakes."""
     calm = replace(QUICK, quiet=timedelta(seconds=0.5), longest=timedelta(seconds=15))
     patient = replace(calm, first_look=timedelta(hours=1), last_look=timedelta(hours=1))
     with LoopbackServer(lambda seen: Answer(text=seen.text.strip())) as server:
         async with opened(url, server, patient) as flow:
-            runs = [await flow.start(ask_later, dialect, f"q{n}", id=f"r{n}") for n in range(300)]
-            await until(handed_over(flow, "r299"))
+            runs = [await flow.start(ask_later, dialect, f"q{n}", id=f"r{n}") for n in range(100)]
+            await until(handed_over(flow, "r99"))
             assert not await flow.list(status=("pending", "running"))
 
             assert await flow.store.hurry(server.batches.all[0].id)
             answers = [await run.result() for run in runs]
-            assert answers == [f"q{n}" for n in range(300)]
-        assert (server.batches.count, len(server.requests)) == (1, 300)
+            assert answers == [f"q{n}" for n in range(100)]
+        assert (server.batches.count, len(server.requests)) == (1, 100)
         assert server.batches.looks <= 2  # OpenAI is asked once more where its files are
+
+
+PROMPT = ["old"]
+
+
+@workflow(on_mismatch="recall")
+async def ask_what_stands_there() -> str:
+    """Ask what the code says today; a changed question is paid again."""
+    agent = Agent("writer", model=MODELS["anthropic"], latency="24h")
+    return (await agent.run(PROMPT[0])).output
+
+
+async def test_an_answer_to_a_question_that_was_changed_meanwhile_is_booked(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new question goes with another batch; what the old answer cost is in the books."""
+    with LoopbackServer(lambda seen: Answer(text=seen.text.strip())) as server:
+        server.batches.seconds = 3600
+        async with opened(url, server) as flow:
+            await flow.start(ask_what_stands_there, id="r")
+            await sent(flow, server)
+        server.batches.seconds = server.batches.all[0].done_at = 0
+        monkeypatch.setitem(globals(), "PROMPT", ["new"])
+        async with opened(url, server) as flow:
+            assert await (await flow.get("r")).result() == "new"
+            await until(booked(flow, 2))
+            found = {cost: status for _, status, cost in await books(flow)}
+            assert found == {"adjusted": "ok", "priced": "ok"}
+            total = (await (await flow.get("r")).cost()).group
+            assert total.amount_pico_usd
+        assert server.batches.count == 2
+    assert unsound(url) == []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,16 @@ def test_first_agent(tmp_path: Path) -> None:
         "cost: $0 (priced 3 of 3 calls)",
     ]
     assert again[1:] == first[4:]
+
+
+def test_overnight(tmp_path: Path) -> None:
+    """Ten runs, one batch; run again, nothing is asked."""
+    first = run_example("overnight.py", cwd=tmp_path)
+    again = run_example("overnight.py", cwd=tmp_path)
+
+    assert first[1:] == again[1:] == ["5 happy, 5 unhappy"]
+    with closing(sqlite3.connect(tmp_path / "agentflow.db")) as db:
+        assert db.execute("SELECT calls, state FROM parcels").fetchall() == [(10, "done")]
 
 
 def test_first_agent_killed_in_the_middle(tmp_path: Path) -> None:
