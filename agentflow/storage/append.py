@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import and_, bindparam, func, select
 
-from agentflow.errors import FencedError, NotFoundError
+from agentflow.errors import NotFoundError
 from agentflow.history.events import AnyEvent
 from agentflow.ledger.budgets import Refused
 from agentflow.protocols import ENDED, Append, Appended, Message, Start
@@ -231,10 +231,7 @@ def write(tx: Tx, planned: Sequence[Planned]) -> None:
     ]
     tx.many(UPDATE_OWNER, owners)
     tx.news = tx.news or any(wake == 0 and owner is None for wake, owner, _ in owners)
-    changed = tx.count(UPDATE_RUN, [run_row(p) for p in planned])
-    if changed != len(planned):
-        msg = f"{len(planned) - changed} of {len(planned)} runs went on without this writer"
-        raise FencedError(msg)
+    tx.must(UPDATE_RUN, [run_row(p) for p in planned])
     rows: list[Row] = []
     for p in planned:
         rows += p.events

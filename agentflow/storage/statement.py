@@ -26,10 +26,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.engine.interfaces import Dialect as CoreDialect
 
-from agentflow.errors import StoreError
+from agentflow.errors import FencedError, StoreError
 
 Row = tuple[Any, ...]
 Statement = Select[Any] | Insert | Update | Delete
+FENCED = "a row went on without this writer"
 IN_SIZES = (1, 8, 64, 256)  # few sizes, so that each statement is compiled and prepared once
 
 
@@ -164,7 +165,7 @@ def insert_rows(table: Table) -> Hot:
 
 def insert_made(table: Table, made: str) -> Hot:
     """Return an INSERT whose tuples have all columns but *made*, which the database makes."""
-    return Hot(lambda _: table.insert(), *(c for c in table.columns.keys() if c != made))  # noqa: SIM118 -- not a dict
+    return Hot(lambda _: table.insert().inline(), *(c for c in table.columns.keys() if c != made))  # noqa: SIM118 -- not a dict
 
 
 def insert_new_rows(table: Table) -> Hot:
@@ -254,12 +255,16 @@ class Tx:
         if rows:
             self.cursor.executemany(hot.sql(self.dialect), rows)
 
-    def count(self, hot: Hot, rows: Sequence[Row]) -> int:
-        """Do the same, and return how many rows changed in all."""
-        if not rows:
-            return 0
-        self.cursor.executemany(hot.sql(self.dialect), rows)
-        return self.cursor.rowcount
+    def must(self, hot: Hot, rows: Sequence[Row]) -> None:
+        """Do the same, where each of *rows* is a row's fence: nothing is written unless all hold.
+
+        Raises:
+            FencedError: one does not; perhaps only when the transaction is to be committed.
+        """
+        if rows:
+            self.cursor.executemany(hot.sql(self.dialect), rows)
+            if self.cursor.rowcount != len(rows):
+                raise FencedError(FENCED)
 
     def flush(self) -> None:
         """Have everything done that was asked for, so that what fails fails here."""

@@ -15,7 +15,6 @@ from typing import Any
 from sqlalchemy import bindparam, or_, select
 
 from agentflow.dataclass import dataclass
-from agentflow.errors import FencedError
 from agentflow.history import events as ev
 from agentflow.ledger.budgets import (
     EVERY_DAY,
@@ -370,8 +369,7 @@ class Till:
         tx.many(WAIT, [(*place, a.pico_usd, a.tokens) for place, a in self._waits.items()])
         woken = self._wake([a for a in accounts if a.waiters and a.freed])
         rows = [self._row(a) for a in accounts if a.delta or a.pk in self._touched]
-        if tx.count(ADD, rows) != len(rows):
-            raise FencedError("a budget was changed by another writer")
+        tx.must(ADD, rows)
         tx.many(RESERVE, self._new)
         tx.many(RELEASE, self._released)
         tx.many(DOUBT, self._doubted)

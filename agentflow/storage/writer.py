@@ -204,10 +204,14 @@ class Writer:
 
     def _transact(self, jobs: list[Job]) -> Done:
         tries_left = TRIES
+        careful = False
         while True:
             try:
-                return self._try(jobs)
+                return self._try(jobs, careful=careful)
             except Exception as e:
+                if len(jobs) > 1 and not careful and self._dialect.translate(e) is None:
+                    careful = True  # one of them is at fault: find out which
+                    continue
                 if self._dialect.is_lost(e):
                     done = self._recover()
                     if done is not None:
@@ -217,7 +221,7 @@ class Writer:
                 if not (tries_left and self._dialect.is_busy(e)):
                     raise
 
-    def _try(self, jobs: list[Job]) -> Done:
+    def _try(self, jobs: list[Job], *, careful: bool) -> Done:
         conn, cursor = self._connected()
         self._unanswered = None
         with self._dialect.writing():
@@ -225,7 +229,7 @@ class Writer:
             now_ms = None if self._clock is None else self._clock.now_ms()
             tx = self._dialect.begin(conn, cursor, now_ms)
             try:
-                results = self._run(tx, jobs)
+                results = self._run(tx, jobs, careful=careful)
                 if tx.is_over:  # an empty one in its place: what is answered was committed
                     tx = self._dialect.begin(conn, cursor, now_ms)
                 done = Done(results, tx.news)
@@ -249,7 +253,7 @@ class Writer:
             if "no transaction is active" not in str(e):
                 raise
 
-    def _run(self, tx: Tx, jobs: list[Job]) -> Sequence[Any]:
+    def _run(self, tx: Tx, jobs: list[Job], *, careful: bool) -> Sequence[Any]:
         if len(jobs) == 1:
             return self._alone(tx, jobs[0])
         by_verb: dict[Verb[Any, Any], list[int]] = {}
@@ -258,7 +262,8 @@ class Writer:
         results: list[Any] = [None] * len(jobs)
         for verb, places in by_verb.items():
             arguments = [jobs[i].argument for i in places]
-            for i, result in zip(places, self._isolated(tx, verb, arguments), strict=True):
+            found = self._isolated(tx, verb, arguments) if careful else verb(tx, arguments)
+            for i, result in zip(places, found, strict=True):
                 results[i] = result
         return results
 
@@ -348,6 +353,8 @@ class Writer:
 def failure(dialect: Dialect, error: Exception) -> Exception:
     """Return *error* for one of several callers: each gets an object of its own."""
     known = dialect.translate(error)
+    if isinstance(error, StoreError):
+        known = type(error)(error.message, hint=error.hint)
     if known is None:
         known = StoreError(f"the transaction failed: {error!r}")
     known.__cause__ = error

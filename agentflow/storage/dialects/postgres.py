@@ -141,6 +141,11 @@ class PostgresTx(Tx):
         self.cursor.executemany(hot.sql(self.dialect), rows)
         return list(self.cursor.fetchall())
 
+    def must(self, hot: Hot, rows: Sequence[Row]) -> None:
+        """Ask for changes that fail where a fence does: then COMMIT, behind them, is not run."""
+        if rows:
+            self.cursor.must(hot.sql(self.dialect), rows)  # type: ignore[attr-defined]
+
     def flush(self) -> None:
         """Send what was asked for, and wait for the answers."""
         self.cursor.flush()  # type: ignore[attr-defined]

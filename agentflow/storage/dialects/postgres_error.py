@@ -91,8 +91,6 @@ def _is_refused(said: str) -> bool:
 def store_error(error: BaseException, where: Address) -> StoreError | None:
     """Return what an error of the database means; None where it is not the database's fault."""
     cause = driver_error(error)
-    if isinstance(cause, StoreError):
-        return cause
     if isinstance(cause, OSError) and cause.errno == errno.ENOSPC:
         return DiskFullError(f"no space is left here, for {where.shown}")
     if not isinstance(cause, psycopg.Error):

@@ -23,12 +23,15 @@ from typing import Any
 import psycopg
 from psycopg import pq
 
-from agentflow.errors import StoreError, UsageError
+from agentflow.errors import FencedError, StoreError, UsageError
+from agentflow.storage.statement import FENCED
 
-ROWS_AT_ONCE = (64, 8, 1)  # rows of one INSERT; few sizes, so that few statements are prepared
+# Rows of one INSERT: few sizes, so that few statements are prepared.
+ROWS_AT_ONCE = (64, 16, 4, 2, 1)
 PARAMETERS = 60_000  # of one statement; the protocol counts them in 16 bits
 TEXT, BINARY = 0, 1
 ENDS = ("COMMIT", "ROLLBACK")  # of a transaction, or back to a savepoint
+BEHIND = re.compile(r" ON CONFLICT| RETURNING")  # the values of an INSERT
 PLACE = re.compile(r"%[s%]")
 SYNC, FATAL, ABORTED = (
     pq.ExecStatus.PIPELINE_SYNC,
@@ -90,8 +93,9 @@ def insert_of(sql: str, rows: int) -> str:
     'INSERT INTO t (a) VALUES (%s), (%s) ON CONFLICT DO NOTHING'
     """
     head, _, tail = sql.partition(" VALUES ")
-    row, conflict, rest = tail.partition(" ON CONFLICT")
-    return f"{head} VALUES {', '.join([row] * rows)}{conflict}{rest}"
+    found = BEHIND.search(tail)
+    end = found.start() if found else len(tail)
+    return f"{head} VALUES {', '.join([tail[:end]] * rows)}{tail[end:]}"
 
 
 def encoded(values: Sequence[Any]) -> tuple[list[bytes | None], list[int]]:
@@ -126,7 +130,7 @@ def encoded(values: Sequence[Any]) -> tuple[list[bytes | None], list[int]]:
 class Queued:
     """A statement that has been asked for, and its result once it is there."""
 
-    __slots__ = ("changed", "formats", "result", "sql", "values")
+    __slots__ = ("changed", "formats", "is_fence", "result", "sql", "values")
 
     def __init__(
         self, sql: str, values: Sequence[bytes | None] | None, formats: Sequence[int] | None
@@ -136,6 +140,7 @@ class Queued:
         self.formats = formats
         self.result: pq.abc.PGresult | None = None
         self.changed = 0
+        self.is_fence = False
 
 
 class WireCursor:
@@ -201,14 +206,22 @@ class WireCursor:
                 self._ask(self._insert(sql, size), [value for row in together for value in row])
                 at += size
 
+    def must(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None:
+        """Ask for one UPDATE with each of *rows*, which must change a row each time."""
+        # A division by nothing is an error of the server, so that it skips what comes behind.
+        checked = f"WITH changed AS ({sql} RETURNING 1) SELECT 1 / count(*) FROM changed"  # noqa: S608
+        for row in rows:
+            self._ask(checked, row, is_fence=True)
+
     def _insert(self, sql: str, rows: int) -> str:
         found = self._inserts.get((sql, rows))
         if found is None:
             found = self._inserts[sql, rows] = insert_of(sql, rows)
         return found
 
-    def _ask(self, sql: str, values: Sequence[Any]) -> None:
+    def _ask(self, sql: str, values: Sequence[Any], *, is_fence: bool = False) -> None:
         asked = Queued(sql, *encoded(values)) if values else Queued(sql, None, None)
+        asked.is_fence = is_fence
         self._queue.append(asked)
         self._last.append(asked)
 
@@ -249,6 +262,7 @@ class WireCursor:
         """Send what was asked for, and read all answers: one round trip.
 
         Raises:
+            FencedError: a fence does not hold.
             psycopg.Error: the first statement that failed; those behind it were not run.
             LostConnectionError: no answer; what was done is unknown.
         """
@@ -270,6 +284,8 @@ class WireCursor:
                 raise
             raise LostConnectionError(str(e)) from e
         if failed is not None:
+            if any(one.is_fence for one in asked) and is_fence_broken(failed):
+                raise FencedError(FENCED)
             raise psycopg.errors.error_from_result(failed, encoding="utf-8")
 
     def _send(self, asked: Sequence[Queued]) -> deque[Queued | str]:
@@ -347,6 +363,11 @@ class WireCursor:
     def close(self) -> None:
         """Send what is left."""
         self.flush()
+
+
+def is_fence_broken(failed: pq.abc.PGresult) -> bool:
+    """Return whether *failed* is the division of `WireCursor.must`: no other statement divides."""
+    return failed.error_field(pq.DiagnosticField.SQLSTATE) == b"22012"
 
 
 def _rows(result: pq.abc.PGresult | None) -> list[tuple[Any, ...]]:
