@@ -194,7 +194,10 @@ class Dispatcher:
 
         async def one_after_the_other() -> None:
             while waiting and not self._stopping:
-                await self._see_to(waiting.pop())
+                parcel = waiting.pop()
+                if self._house.gate is not None:  # we may have been given up for dead
+                    await self._house.gate.wait()
+                await self._see_to(parcel)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(_AT_ONCE, len(parcels))):

@@ -475,6 +475,8 @@ class Worker:
             warm.deliver_inbox(messages)
             return
         runner = self._runners[row.pk] = Runner(self._house, row)
+        if self._stopping:  # claimed in the moment of the stop: it is handed back like the others
+            return
         runner.deliver_inbox(messages)
         await runner.load()
 
