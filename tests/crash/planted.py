@@ -39,8 +39,8 @@ def early_start() -> None:
             runner._do(StartAttempt(start.call, start.event.attempt, {}))
         append(runner, machine, batch, **terms)
 
-    def committed_late(machine: Machine, *args: Any) -> list[Any]:
-        return [c for c in committed(machine, *args) if not isinstance(c, StartAttempt)]
+    def committed_late(machine: Machine, *args: Any, **more: Any) -> list[Any]:
+        return [c for c in committed(machine, *args, **more) if not isinstance(c, StartAttempt)]
 
     Runner._append = append_early  # type: ignore[method-assign, assignment]
     Machine.committed = committed_late  # type: ignore[method-assign, assignment]
