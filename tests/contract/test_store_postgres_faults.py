@@ -22,6 +22,7 @@ from agentflow.errors import (
     DatabaseRightsError,
     FencedError,
     RunEndedError,
+    SchemaVersionError,
     ServerGoneError,
     SettingsError,
     StoreError,
@@ -192,6 +193,26 @@ async def test_two_schemas_of_a_database_know_nothing_of_each_other(postgres_url
 
         assert await b.store.start([b.new("r")])
         assert [r.pk for r in await a.store.get_runs([1])] == [1]
+
+
+async def test_a_worker_goes_on_when_a_newer_release_has_migrated(
+    postgres_server: PostgresServer, postgres_url: str
+) -> None:
+    """Migrations only add: a column with a default, a table. Only who opens the store is told."""
+    async with opened(postgres_url) as w:
+        await w.start("before")
+        name = postgres_url.rsplit("/", 1)[1]
+        for table in ("runs", "events", "inbox", "attempts"):
+            postgres_server.run(f"ALTER TABLE {table} ADD future text NOT NULL DEFAULT ''", name)
+        postgres_server.run("INSERT INTO agentflow_schema VALUES (999, 0)", name)
+        row = await claimed(w)
+        await w.send(to="before")
+        await w.append(row, outcome(1), inbox_done=[m.row for m in await w.store.inbox([row.pk])])
+        await w.start("after")
+
+        assert [r.next_seq for r in await w.store.get_runs([row.pk])] == [3]
+        await is_whole(w, row)
+    assert isinstance(await refused(postgres_url), SchemaVersionError)
 
 
 # -- hints

@@ -59,6 +59,7 @@ from agentflow.storage.views import postgres_view
 
 READERS = 4
 WRITE_SECONDS, READ_SECONDS = 10, 60  # a statement, as the server counts
+MIGRATION_SECONDS = 3600  # a step of it; or the wait for another process that migrates
 # Class of our advisory locks: the first half of the digest of a word, so that others' are not hit.
 LOCKS = zlib.crc32(b"agentflow") >> 1
 BEGUN = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint, pg_current_xact_id()::text"
@@ -151,6 +152,13 @@ class PostgresTx(Tx):
         self.cursor.flush()  # type: ignore[attr-defined]
 
 
+def patient(conn: Connection) -> PatientConnection:
+    """Return psycopg's connection inside SQLAlchemy's."""
+    made = conn.connection.driver_connection
+    assert isinstance(made, PatientConnection)  # noqa: S101 -- see `PostgresDialect.connect`
+    return made
+
+
 class PostgresDialect:
     """One PostgreSQL database, or one schema of it.
 
@@ -179,6 +187,7 @@ class PostgresDialect:
         begin = [
             "BEGIN",
             "SET LOCAL statement_timeout = 0",
+            f"SET LOCAL lock_timeout = '{MIGRATION_SECONDS}s'",
             f"SELECT pg_advisory_xact_lock({LOCKS}, {self._key('schema')})",
             # Whoever waits for a lock on a table holds up everybody behind him: not for long.
             f"SET LOCAL lock_timeout = '{LOCK_SECONDS}s'",
@@ -223,8 +232,10 @@ class PostgresDialect:
         return self._engines
 
     def connect_writer(self) -> Connection:
-        """Return a connection for the writer thread."""
-        return self._both()[0].connect()
+        """Return a connection for the writer thread; until it has a cursor it may migrate."""
+        conn = self._both()[0].connect()
+        patient(conn).deadline_seconds = MIGRATION_SECONDS
+        return conn
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -235,9 +246,9 @@ class PostgresDialect:
 
     def cursor(self, conn: Connection) -> WireCursor:
         """Return a cursor past psycopg's, for the hot statements."""
-        made = conn.connection.driver_connection
-        assert isinstance(made, PatientConnection)  # noqa: S101 -- see `connect`
+        made = patient(conn)
         if made.wire_cursor is None:  # prepared statements live as long as the connection
+            made.deadline_seconds = made.answer_seconds
             made.wire_cursor = WireCursor(
                 made, prepares=self.prepares and not made.local,
                 deadline_seconds=made.deadline_seconds, local=made.local,

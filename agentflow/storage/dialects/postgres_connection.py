@@ -36,11 +36,13 @@ class PatientConnection(psycopg.Connection[Any]):
 
     Attributes:
         deadline_seconds: Longest wait for an answer.
+        answer_seconds: The same, for a statement of every day's work.
         local: What each transaction has to set for itself, because behind a pooler the next one
             may be on another connection of the server.
     """
 
     deadline_seconds: float = CONNECT_SECONDS + GRACE_SECONDS
+    answer_seconds: float = deadline_seconds
     wire_cursor: WireCursor | None = None
     local: tuple[str, ...] = ()
 
@@ -82,7 +84,7 @@ def connected(address: Address, statement_seconds: float) -> PatientConnection:
     """
     target = make_conninfo(**{**TCP, **address.parts})
     made = PatientConnection.connect(target, autocommit=True, prepare_threshold=None)
-    made.deadline_seconds = statement_seconds + GRACE_SECONDS
+    made.deadline_seconds = made.answer_seconds = statement_seconds + GRACE_SECONDS
     try:
         _set_up(made, address, statement_seconds)
     except BaseException:
