@@ -12,7 +12,7 @@ import itertools
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -241,12 +241,9 @@ class Worker:
         await self._end_loop()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._options.drain_seconds
-        try:
-            await self.membership.drain()
-            while await self._is_busy() and loop.time() < deadline:  # noqa: ASYNC110 -- polls
-                await asyncio.sleep(_DRAIN_SECONDS)
-        except StoreError as e:
-            _LOG.warning("runs were not handed back", extra={"error": str(e)})
+        await _tried(self.membership.drain())
+        while await self._is_busy() and loop.time() < deadline:  # noqa: ASYNC110 -- polls
+            await asyncio.sleep(_DRAIN_SECONDS)
         await self._leave()
 
     async def abort(self) -> None:
@@ -266,7 +263,7 @@ class Worker:
             runner.drop()
             del self._runners[runner.row.pk]
         if quiet and self.is_owner:
-            await self._store.release(self.id, [runner.row.pk for runner in quiet])
+            await _tried(self._store.release(self.id, [runner.row.pk for runner in quiet]))
         return bool(self._runners) or not self._dispatcher.is_quiet
 
     async def _leave(self) -> None:
@@ -282,10 +279,7 @@ class Worker:
         self.membership.stop()
         if self.is_owner and self.error is None:
             self.is_owner = False
-            try:
-                await self.membership.leave()
-            except StoreError as e:
-                _LOG.warning("runs were not released", extra={"error": str(e)})
+            await _tried(self.membership.leave())
 
     def _drop_lost(self, owned: Mapping[int, int]) -> list[tuple[int, int]]:
         """Let go of runs that are not among *owned* at the epoch at which they are held."""
@@ -303,6 +297,7 @@ class Worker:
         self.error = error
         _LOG.error("the worker stopped", exc_info=error)
         self._stopping = True
+        self.membership.stop()  # peers may have the runs, as soon as the lease has run out
         for runner in list(self._runners.values()):
             runner.drop()
         self.ended.set()
@@ -571,6 +566,14 @@ class Worker:
                 oldest.drop()
         if len(self._runners) < self._options.max_active:
             self._wake.set()
+
+
+async def _tried(handing_back: Awaitable[None]) -> None:
+    """Hand runs back if the database answers; otherwise the next worker takes them over."""
+    try:
+        await handing_back
+    except StoreError as e:
+        _LOG.warning("runs were not handed back", extra={"error": str(e)})
 
 
 def _release() -> str:

@@ -201,3 +201,17 @@ async def test_a_clean_stop_leaves_no_trace(tmp_path: Path) -> None:
     assert await after.workers() == []
     assert (row.owner, row.kill_count, row.wake_at_ms) == (None, 0, 0)
     await after.close()
+
+
+@looped
+async def test_a_worker_that_broke_gives_its_runs_away(tmp_path: Path) -> None:
+    """Its heart stops, although its process lives on."""
+    path = tmp_path / "a.db"
+    STARTED.clear()
+    async with agentflow.open(store=shared_store(path), worker=OPTIONS) as broken:
+        await broken.start(one_slow_call, 0.5, id="r")
+        await until(lambda: STARTED == ["slow"])
+        broken._worker._break(RuntimeError("a bug"))
+        async with agentflow.open(store=shared_store(path), worker=OPTIONS) as flow:
+            assert await (await flow.get("r")).result() == "done"
+    assert STARTED == ["slow", "slow"]
