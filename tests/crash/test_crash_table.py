@@ -112,7 +112,7 @@ def test_random_kills_lose_nothing(run: Run) -> None:
 )
 def test_planted_bugs_are_found(run: Run, plant: str, workload: str, point: str, word: str) -> None:
     """A suite that finds nothing must be able to find something."""
-    hits = 1 if word == "hangs" else 6  # a hang takes a while to be told from slowness
+    hits = 1 if word == "hangs" else 12  # a hang takes a while to be told from slowness
 
     results = run(Trial(workload, (Kill(point, hit),), plant=plant) for hit in range(1, hits + 1))
 
