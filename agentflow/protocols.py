@@ -197,6 +197,69 @@ class Approval:
     payload: Payload | None = None
 
 
+Taken = list[list[int]]
+"""What a call was let through with: rate, second and tokens, one for each rate that limits it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What a model call takes of the rates of its model.
+
+    Attributes:
+        model: ``provider:name``.
+        key: Concurrency key of the run.
+        tokens: How many tokens it will take, estimated.
+    """
+
+    model: str
+    key: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metered:
+    """What became of a call that rates have let through.
+
+    Attributes:
+        demand: What it asked for.
+        taken: What the store answered then.
+        tokens: How many tokens it has really taken, or None where that is not known.
+        pause_until_ms: Where the vendor turned it down: nobody asks before.
+    """
+
+    demand: Demand
+    taken: Taken
+    tokens: int | None
+    pause_until_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RateLimit:
+    """A limit of requests and tokens a minute, on all workers together, and how it stands.
+
+    Attributes:
+        model: ``provider:name``, or ``provider:*`` for all models of a provider.
+        key: A concurrency key; ``""`` = all calls together, ``*`` = each key by itself.
+        requests_per_minute: Number of requests in any minute; None = any number.
+        tokens_per_minute: Number of tokens in any minute, input and output; None = any number.
+        source: ``operator`` (set by hand), ``settings``, or ``each``: a key of a limit of ``*``.
+        requests: Number of requests in the last minute.
+        tokens: Number of tokens in the last minute, those of calls in flight estimated.
+        share_percent: Part of the rate that is used now: halved when a vendor refuses.
+        paused_until_ms: Until when the vendor wants to be left alone, or None.
+    """
+
+    model: str
+    key: str = ""
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    source: str = "operator"
+    requests: int = 0
+    tokens: int = 0
+    share_percent: int = 100
+    paused_until_ms: int | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
     """An attempt that wants to start: written only if the guards allow it.
@@ -207,6 +270,7 @@ class Start:
         call_digest: Must be the approval's own, to the byte.
         bound: What it may cost at most; None = nothing, or (`Append.is_bounded`) not worked out.
         route: Where its answer may wait: it is queued for the vendor in the same transaction.
+        demand: What it takes of the rates of its model; None = nothing limits them.
     """
 
     event: ActivityStarted
@@ -214,6 +278,7 @@ class Start:
     call_digest: str = ""
     bound: Bound | None = None
     route: Route | None = None
+    demand: Demand | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,6 +399,7 @@ class Append:
         is_bounded: Whether bounds of the starts were worked out, where they cost something.
         budget_seen: Where calls wait for a budget: the run's `budget` when they were refused.
         cache: What it asks of the cache and tells it; None = nothing.
+        metered: What became of calls that rates have let through.
     """
 
     run_pk: int
@@ -357,6 +423,7 @@ class Append:
     is_bounded: bool = False
     budget_seen: int | None = None
     cache: CacheWork | None = None
+    metered: Sequence[Metered] = ()
 
 
 def bare_append(
@@ -397,12 +464,13 @@ class Appended:
         granted: Terms by call key, for starts that were written.
         refused: Guard's name by call key: ``pause``, ``cancel``, ``approval``, ``budget`` (code
             must see it), ``budget_wait`` (until there is room), ``bound`` (work it out first),
-            ``cache_wait`` (an equal call is in flight).
+            ``cache_wait`` (an equal call is in flight), ``rate`` (until it is due).
         details: Why, in words, by call key, where a budget refused.
         marks: Soft marks that were just passed, (budget, percent): each has its event, written
             behind the starts, or before the event that ends the run.
         budget: The run's `budget`.
-        due: By the key of a call that waits for an equal one: when it asks again at the latest.
+        due: By the key of a call that waits for an equal one, or for a rate: when it asks again.
+        taken: By key, what rates have let through.
         released: Whether the run has no owner any more.
         inbox_first: A terminal append was put off because messages wait: record them first.
     """
@@ -414,6 +482,7 @@ class Appended:
     marks: tuple[tuple[str, int], ...] = ()
     budget: int = 0
     due: dict[str, int] = field(default_factory=dict)
+    taken: dict[str, Taken] = field(default_factory=dict)
     released: bool = False
     inbox_first: bool = False
 
@@ -785,6 +854,20 @@ class Store(Protocol):
         self, project: str, *, before_ms: int | None = None, model: str | None = None
     ) -> int:
         """Forget answers, those older than a time or of one model; return their number."""
+        ...
+
+    # -- rates
+    async def set_rate(self, wanted: RateLimit) -> None:
+        """Set the rate of a model and key; lift it where both numbers are None."""
+        ...
+
+    async def rates(self) -> list[RateLimit]:
+        """Return the rates by model and key."""
+        ...
+
+    @property
+    def rate_changes(self) -> int:
+        """How often rates were set through this store: a worker reads them anew."""
         ...
 
     # -- schedules

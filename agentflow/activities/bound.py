@@ -24,6 +24,7 @@ from agentflow.protocols import Ceilings, LengthLimited
 # What vendors add to a request: the prompt with which they explain tools and output schemas to the
 # model. Anthropic documents up to 804 tokens (tool use, "Pricing"), others less.
 _HIDDEN_TOKENS = 2_048
+_TOKEN_BYTES, _ORDINARY_ANSWER = 4, 1_024
 _TOOL_FACTOR = 2  # adapters write strict schemas out: at most as much again
 _MESSAGE_TOKENS = 16  # role marks around a message
 # An image costs by its size in pixels, not by its bytes. The dearest that vendors document is
@@ -121,6 +122,18 @@ def input_tokens(request: ModelRequest) -> int:
         size += len(adapter(Message).dump_json(message)) + _MESSAGE_TOKENS
         size += _IMAGE_TOKENS * sum(isinstance(part, ImagePart) for part in message.parts)
     return size
+
+
+def estimated_tokens(request: ModelRequest) -> int:
+    """Return about how many tokens a request will take, input and output together.
+
+    Source:
+        Four bytes a token, as OpenAI's own limiter counts before it knows; and the longest answer
+        that was asked for, else an ordinary one.
+    """
+    longest = request.settings.max_output_tokens
+    written = (input_tokens(request) - _HIDDEN_TOKENS) // _TOKEN_BYTES
+    return written + (_ORDINARY_ANSWER if longest is None else longest)
 
 
 def output_tokens(request: ModelRequest, models: Models, ceiling: Ceiling) -> int | None:

@@ -47,6 +47,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "approvals": ("approvals", "List questions that wait for a person."),
         "schedules": ("schedules", "List schedules, add one, pause, trigger or delete it."),
+        "limits": ("limits", "List rates of models, or set how often one is asked."),
         "queues": ("queues", "List queues with what is due in them, or set their limits."),
     },
     "Steer": {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from agentflow.client.run import Seams
 from agentflow.client.webhook import verified_ref
 from agentflow.errors import UsageError
-from agentflow.protocols import QueueLimit, QueueScope, QueueState
+from agentflow.protocols import QueueLimit, QueueScope, QueueState, RateLimit
 
 DEFAULT_QUEUE = "default"
 _MOST_PRIORITY = 1_000_000
@@ -80,6 +80,48 @@ class Operator:
             per_key=checked_count("per_key", per_key),
         )
         await self._seams.store.set_queue(limit)
+
+    async def set_rate(
+        self,
+        model: str,
+        *,
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        key: str = "",
+    ) -> None:
+        """Limit how often a model is asked, in any minute, on all workers together.
+
+        Calls that come too fast wait; it costs them no attempt.
+
+        Args:
+            model: ``provider:name``, or ``provider:*`` for all models of a provider together.
+            requests_per_minute: Number of requests in any 60 seconds; None = any number.
+            tokens_per_minute: Number of tokens in any 60 seconds, input and output together,
+                estimated until the answer says; None = any number.
+            key: A concurrency key; ``""`` = all calls together, ``*`` = each key by itself.
+
+        Raises:
+            UsageError: a number is negative, or the model is not written ``provider:name``.
+        """
+        provider, colon, name = model.partition(":")
+        if not (provider and colon and name):
+            msg = f"{model!r} is not written provider:name"
+            raise UsageError(msg, hint="Write openai:gpt-6, or openai:* for all of its models.")
+        limit = RateLimit(
+            model=model,
+            key=checked_key(key),
+            requests_per_minute=checked_count("requests_per_minute", requests_per_minute),
+            tokens_per_minute=checked_count("tokens_per_minute", tokens_per_minute),
+        )
+        await self._seams.store.set_rate(limit)
+
+    async def rates(self) -> list[RateLimit]:
+        """Return rates with what they have let through in the last minute.
+
+        Returns:
+            The rates by model and key.
+        """
+        return await self._seams.store.rates()
 
     async def queues(self) -> list[QueueState]:
         """Return queues with what is due, running and waiting in them.

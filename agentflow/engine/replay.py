@@ -325,7 +325,7 @@ class Machine:
                 call.state = "started"
                 commands.append(StartAttempt(call, call.attempt, granted[call.key]))
             elif call.key in due:
-                self._await_equal(call, due[call.key])
+                self._await(call, due[call.key], is_equal=refused.get(call.key) != "rate")
             else:
                 self._refuse(call, refused.get(call.key, "unknown"), details.get(call.key, ""))
         self.next_seq += marks
@@ -347,10 +347,10 @@ class Machine:
             return
         self._to_start[call.key] = call
 
-    def _await_equal(self, call: Call, due_ms: int) -> None:
-        """Let a call wait for the answer to an equal one; until *due_ms* at the latest."""
+    def _await(self, call: Call, due_ms: int, *, is_equal: bool) -> None:
+        """Let a call wait for the answer to an equal one, or for a rate; until *due_ms* at most."""
         if call.is_wanted or self._keeps_going(call):
-            call.awaits, call.retry_at_ms = True, due_ms
+            call.awaits, call.retry_at_ms = is_equal, due_ms
             self._backoff[call.key] = call
 
     @property

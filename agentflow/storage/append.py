@@ -19,7 +19,7 @@ from sqlalchemy import and_, bindparam, func, select
 from agentflow.errors import NotFoundError
 from agentflow.history.events import AnyEvent
 from agentflow.ledger.budgets import Refused
-from agentflow.protocols import ENDED, Append, Appended, Message, Start
+from agentflow.protocols import ENDED, Append, Appended, Message, Start, Taken
 from agentflow.storage import approvals, deferral, inbox, ledger, runs
 from agentflow.storage.cache import Cache, reusing
 from agentflow.storage.payloads import write_parts
@@ -33,6 +33,7 @@ from agentflow.storage.plan import (
     run_row,
     settle_early,
 )
+from agentflow.storage.rates import Meter, meter_of, metering
 from agentflow.storage.schema import events
 from agentflow.storage.schema import runs as table
 from agentflow.storage.statement import ByKeys, Hot, Row, Tx, insert_rows
@@ -98,13 +99,14 @@ def append(tx: Tx, appends: Sequence[Encoded]) -> list[Appended | Exception]:
     till = Till(tx)
     till.load(states.values(), batches)
     cache = Cache(tx, states, batches) if any(b.cache is not None for b in batches) else None
+    meter = meter_of(tx, batches)
     used: set[int] = set()
     for i, encoded in enumerate(appends):
         state = states.get(encoded.batch.run_pk)
         if state is None or state.pk in used or reaches_others(encoded.batch, state):
             continue  # later: it must see what was written before it
         used.add(state.pk)
-        done = decide(tx, encoded, state, till, cache)
+        done = decide(tx, encoded, state, till, cache, meter)
         if isinstance(done, Planned):
             planned.append(done)
             answers[i] = done.answer
@@ -113,10 +115,12 @@ def append(tx: Tx, appends: Sequence[Encoded]) -> list[Appended | Exception]:
     write(tx, planned)
     for i, encoded in enumerate(appends):
         if i not in answers:
-            answers[i] = append_alone(tx, encoded, till, cache)
+            answers[i] = append_alone(tx, encoded, till, cache, meter)
     till.write()
     if cache is not None:
         cache.write()
+    if meter is not None:
+        meter.write()
     return [answers[i] for i in range(len(appends))]
 
 
@@ -126,13 +130,15 @@ def reaches_others(batch: Append, state: State) -> bool:
     return bool(batch.children) or (ends and (state.parent_pk is not None or state.children > 0))
 
 
-def append_alone(tx: Tx, encoded: Encoded, till: Till, cache: Cache | None) -> Appended | Exception:
+def append_alone(
+    tx: Tx, encoded: Encoded, till: Till, cache: Cache | None, meter: Meter | None
+) -> Appended | Exception:
     """Write one append, whatever it touches."""
     state = read_states(tx, [encoded.batch]).get(encoded.batch.run_pk)
     if state is None:
         return NotFoundError(f"there is no run with the number {encoded.batch.run_pk}")
     till.load([state], [encoded.batch])
-    done = decide(tx, encoded, state, till, cache)
+    done = decide(tx, encoded, state, till, cache, meter)
     if not isinstance(done, Planned):
         return done
     write(tx, [done])
@@ -161,24 +167,34 @@ def read_states(tx: Tx, batches: Sequence[Append]) -> dict[int, State]:
 
 
 def decide(
-    tx: Tx, encoded: Encoded, state: State, till: Till, cache: Cache | None = None
+    tx: Tx,
+    encoded: Encoded,
+    state: State,
+    till: Till,
+    cache: Cache | None = None,
+    meter: Meter | None = None,
 ) -> Planned | Appended | Exception:
     """Return what to write, or the answer where nothing is to be written."""
     early = settle_early(state, encoded.batch)
     if early is not None:
         return early
     batch, due, details = encoded.batch, dict[str, int](), dict[str, str]()
+    taken: dict[str, Taken] = {}
+    if meter is not None:
+        meter.settle(batch)
     if cache is not None:
         cache.note(state, batch)
     if not state.budget:
-        guards = reusing(cache, batch, due, partial(guard, tx))
+        inner = metering(meter, due, taken, partial(guard, tx))
+        guards = reusing(cache, batch, due, inner)
         planned = plan(encoded, state, tx.now_ms, guards)
     else:
         till.settle(state, batch)
-        guards = reusing(cache, batch, due, partial(guard_money, tx, till, batch, details))
+        money = partial(guard_money, tx, till, batch, details)
+        guards = reusing(cache, batch, due, metering(meter, due, taken, money))
         planned = plan(encoded, state, tx.now_ms, guards, lambda: till.marks.pop(state.pk, ()))
-    if details or due:
-        planned.answer = replace(planned.answer, details=details, due=due)
+    if details or due or taken:
+        planned.answer = replace(planned.answer, details=details, due=due, taken=taken)
     return planned
 
 

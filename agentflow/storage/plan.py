@@ -128,6 +128,7 @@ def stored_answer(state: State) -> Appended:
         marks=tuple((name, share) for name, share in kept.get("marks", ())),
         budget=kept.get("budget", 0),
         due=kept.get("due", {}),
+        taken=kept.get("taken", {}),
         released=kept.get("released", False),
     )
 
@@ -141,6 +142,8 @@ def answer_text(answer: Appended) -> str | None:
         kept["refused"] = answer.refused
     if answer.due:
         kept["due"] = answer.due
+    if answer.taken:
+        kept["taken"] = answer.taken
     if answer.budget:
         kept["budget"] = answer.budget
     if answer.details:

@@ -26,7 +26,7 @@ from sqlalchemy import (
 # Partial indexes name the option of SQLite only: for another, SQLAlchemy would load the dialect of
 # PostgreSQL (20 ms) just to check the name.
 # A dialect for it copies these conditions.
-SCHEMA_VERSION = 11
+SCHEMA_VERSION = 12
 
 METADATA = MetaData()
 Number = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER can be SQLite's rowid
@@ -479,6 +479,20 @@ schedules = Table(
     Column("created_at_ms", Number, nullable=False),
     Column("version", Number, nullable=False),  # whoever changes it has compared it
     PrimaryKeyConstraint("project", "name"),
+)
+
+# What was let through in the last minute is in one column: it is always read and written whole.
+rate_limits = Table(
+    "rate_limits",
+    METADATA,
+    Column("pk", Number, primary_key=True, autoincrement=True),
+    Column("model", Text, nullable=False),  # provider:name, or provider:*
+    Column("key", Text, nullable=False),  # concurrency key; empty = all together, * = each
+    Column("requests", Number),  # a minute; None = any number
+    Column("tokens", Number),
+    Column("source", Text, nullable=False),  # operator | settings | each
+    Column("state", Text, nullable=False),  # JSON of ledger.pace.Pace; empty = fresh
+    UniqueConstraint("model", "key"),
 )
 
 schema_table = Table(

@@ -41,6 +41,7 @@ from agentflow.protocols import (
     ParcelNews,
     QueueLimit,
     QueueState,
+    RateLimit,
     RunFilter,
     RunRow,
     Served,
@@ -65,6 +66,7 @@ from agentflow.storage import (
     payloads,
     prune,
     queues,
+    rates,
     runs,
     schedules,
     standing,
@@ -85,6 +87,7 @@ SEND = each(inbox.send)
 SET_BUDGET = each(budgets.set_)
 SET_QUEUE = each(queues.set_limit)
 DECLARE_QUEUES = each(queues.declare)
+SET_RATE = each(rates.set_)
 SAVE_SCHEDULE = each(schedules.save)
 DELETE_SCHEDULE = each(schedules.delete)
 FIRE = each(schedules.fire)
@@ -133,6 +136,7 @@ class SqlStore:
         self._db = Database(dialect, clock, faults or Faults())
         self._pulse = leases.Pulse(dialect, clock)
         self._worker_id: str | None = None
+        self._rate_changes = 0
 
     @classmethod
     def sqlite(
@@ -350,6 +354,22 @@ class SqlStore:
     ) -> int:
         """Forget answers, those older than a time or of one model; return their number."""
         return await self._db.write(CLEAR_CACHE, cache.Clearing(project, before_ms, model))
+
+    # -- rates
+
+    async def set_rate(self, wanted: RateLimit) -> None:
+        """Set the rate of a model and key; lift it where both numbers are None."""
+        await self._db.write(SET_RATE, wanted)
+        self._rate_changes += 1
+
+    async def rates(self) -> list[RateLimit]:
+        """Return the rates by model and key."""
+        return await self._db.read(rates.listed)
+
+    @property
+    def rate_changes(self) -> int:
+        """How often rates were set through this store."""
+        return self._rate_changes
 
     # -- schedules
 

@@ -66,6 +66,7 @@ from agentflow.sync_point import sync_point
 from agentflow.worker import cache
 from agentflow.worker.attempts import Attempt, AttemptHouse, RunScope
 from agentflow.worker.inbox import arrival_of
+from agentflow.worker.metering import Metering
 from agentflow.worker.reconcile import reconcile
 
 _LOG = logging.getLogger("agentflow.worker")
@@ -83,6 +84,7 @@ class House:
 
     Attributes:
         settle_grace_ms: How long an ended function waits for its calls in flight, ms.
+        rates: Models, and providers as ``name:*``, whose calls are limited.
         store_patience: How often an append is tried that the store cannot write; None = for ever.
         on_status: Told of every status that was committed.
         on_broken: Told of an error after which the worker cannot go on.
@@ -104,6 +106,7 @@ class House:
     on_deferred: Callable[[], None] = lambda: None
     on_stale: Callable[[RunRow, Message], Awaitable[None]] | None = None
     settle_grace_ms: int = 5_000
+    rates: frozenset[str] = frozenset()
     store_patience: int | None = 12
 
 
@@ -168,6 +171,7 @@ class Runner:
         self._known_scope: RunScope | None = None
         self._budget = row.budget  # 0: no budget limits the run, as far as is known
         self._bounds: dict[str, Bound | None] = {}
+        self._metering = Metering(house, row)
         # What a parked run is told, kept until its attempts in flight have ended.
         self._operator: ev.CancelRequested | ev.RunResumed | None = None
         self._loop = asyncio.get_running_loop()
@@ -371,6 +375,8 @@ class Runner:
         if self._answers:
             self._take_answers(machine)
         arrivals, self._arrivals = _without_stale(self._arrivals), []
+        if self._metering.is_open:
+            self._metering.hear(arrivals)
         now = self._house.clock.now_ms()
         if machine.parking is not None and self._step_parked(machine, arrivals, now):
             return
@@ -511,6 +517,7 @@ class Runner:
             is_bounded=self._budget > 0,
             budget_seen=self._budget if release and machine.is_held else None,
             cache=cache.work_of(machine, batch, is_leaving=release) if machine.reuses else None,
+            metered=self._metering.told(batch) if self._metering.is_open else (),
         )
         self._appending = True
         self._commit(_Commit(self, machine, batch, append, reload))
@@ -526,6 +533,7 @@ class Runner:
             call_digest=call.fingerprint,
             bound=self._bound(call) if self._budget else None,
             route=route,
+            demand=self._metering.demand(call) if self._house.rates and route is None else None,
         )
 
     def _route(self, call: Call) -> Route | None:
@@ -669,6 +677,8 @@ class Runner:
             answer.due,
             marks=len(answer.marks),
         )
+        if answer.taken:
+            self._metering.let_through(append, answer)
         asks_again = self._heed_budget(machine, append, answer)
         asks_again = self._heed_cache(machine, append, answer) or asks_again
         sync_point("append.after_noted")
@@ -692,7 +702,7 @@ class Runner:
             machine.ending is not None
             or machine.is_held
             or (machine.is_deferred and not append.release)
-            or (bool(answer.due) and bool(machine.awaited))
+            or bool(answer.due)
         )
         if self._arrivals or machine.has_late or asks_again or idle:
             self._step()

@@ -54,6 +54,7 @@ if TYPE_CHECKING:  # loaded by who counts
 _LOG = logging.getLogger("agentflow.worker")
 _CLAIM = 200  # runs per claim: one transaction, and not more memory than that at once
 _LOAD_EVENTS = 2_000  # events per read of histories: about 0.1 s of replay, then others get a turn
+_RATES_SECONDS = 1.0  # how old the list of limited models may be
 _SCHEDULES_SECONDS = 0.5  # how late a schedule may be where the worker never rests
 _IDLE_SECONDS = 5.0  # a look at the store even if nobody has said that something changed
 _STANDBY_SECONDS = 0.25  # how often a stand-by asks whether the owner has gone
@@ -163,6 +164,9 @@ class Worker:
         self._runners: dict[int, Runner] = {}
         self._warm: OrderedDict[int, Runner] = OrderedDict()
         self._timers: list[tuple[int, int, Runner]] = []
+        self._rates_seen = -1
+        self._rates_late_at = 0.0
+        self._rates: asyncio.Task[None] | None = None
         self._scheduler = Scheduler(store, clock, registry)
         self._schedules_late_at = 0.0
         self._claimed_ms = -1  # time of the last claim
@@ -353,6 +357,7 @@ class Worker:
         self._wake.clear()
         self._changed = False
         await self._look_for_watchers()  # first: a call that is claimed knows who watches it
+        await self._look_at_rates()
         more = await self._claim()
         await self._read_inboxes()
         self._fire_timers()
@@ -423,6 +428,8 @@ class Worker:
         if not claimed:
             return False
         sync_point("claim.after")
+        if self._store.rate_changes != self._rates_seen:  # set while the claim was on its way
+            await self._look_at_rates()
         # Messages first: a run that is parked again before it has read them would look stuck.
         messages = await self._inbox([one.row.pk for one in claimed])
         for together in _by_length(claimed):
@@ -529,6 +536,30 @@ class Worker:
             if not runner.is_gone and runner.wake_ms == due:
                 sync_point("timer.due")
                 runner.poke()
+
+    async def _look_at_rates(self) -> None:
+        """Learn which models are limited: at once here, and soon where another process said so."""
+        store, now = self._store, self._loop.time()
+        if store.rate_changes != self._rates_seen:
+            self._rates_seen = store.rate_changes
+            await self._read_rates()
+        elif now < self._rates_late_at:
+            if self._rates is None or self._rates.done():
+                self._rates = self._loop.create_task(self._read_rates(self._rates_late_at - now))
+            return  # nobody waits for it
+        else:
+            self._rates = self._loop.create_task(self._read_rates())
+        self._rates_late_at = now + _RATES_SECONDS
+
+    async def _read_rates(self, rest_seconds: float = 0.0) -> None:
+        await asyncio.sleep(rest_seconds)
+        try:
+            changes = self._store.rate_changes
+            found = await self._store.rates()
+            if changes == self._store.rate_changes:  # else a newer look has the word
+                self._house.rates = frozenset(one.model for one in found)
+        except StoreError as e:  # the next look is soon
+            _LOG.warning("rates were not read", extra={"error": str(e)})
 
     async def _fire_schedules(self) -> int | None:
         """Fire the schedules that are due; return when the next one will be."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection, func, insert, inspect, select
 
 from agentflow.errors import SchemaVersionError
-from agentflow.storage.migrations import v2, v3, v4, v5, v6, v7, v8, v9, v10, v11
+from agentflow.storage.migrations import v2, v3, v4, v5, v6, v7, v8, v9, v10, v11, v12
 from agentflow.storage.schema import METADATA, SCHEMA_VERSION, schema_table
 from agentflow.storage.views import VIEWS
 
@@ -28,6 +28,7 @@ STEPS: dict[int, Step] = {
     9: v9.step,
     10: v10.step,
     11: v11.step,
+    12: v12.step,
 }
 
 

@@ -1,0 +1,155 @@
+"""Rates as a program meets them: no minute has more, whoever asks; a vendor's word is kept to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agentflow
+from agentflow import Agent, workflow
+from agentflow.engine.definitions import REGISTRY
+from agentflow.errors import ProviderError, UsageError
+from agentflow.llm.messages import assistant
+from agentflow.llm.request import ModelRequest
+from agentflow.llm.response import ModelResponse
+from agentflow.llm.usage import Usage
+from agentflow.protocols import ProviderCall
+from agentflow.testing import ManualClock
+
+MINUTE_MS = 60_000
+
+
+@pytest.fixture(autouse=True)
+def _own_registry() -> Iterator[None]:
+    """Workflows of a test are nobody else's."""
+    known = dict(REGISTRY.workflows)
+    yield
+    REGISTRY.workflows.clear()
+    REGISTRY.workflows.update(known)
+    REGISTRY.changes += 1
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Return the URL of a database of one's own."""
+    return f"sqlite:///{tmp_path}/r.db"
+
+
+class Vendor:
+    """Answers at once, and notes when it was asked."""
+
+    name = "vendor"
+
+    def __init__(self, clock: ManualClock, *, refuses: int = 0) -> None:
+        self.clock = clock
+        self.refuses = refuses
+        self.asked: list[int] = []
+
+    async def complete(self, request: ModelRequest, call: ProviderCall) -> ModelResponse:
+        """Return an answer, or a 429 that says for how long."""
+        self.asked.append(self.clock.now_ms())
+        if len(self.asked) <= self.refuses:
+            raise ProviderError("slow down", retryable=True, retry_after_seconds=20, status=429)
+        usage = Usage(input_tokens=60, output_tokens=40)
+        return ModelResponse(
+            message=assistant("yes"), usage=usage, model=request.model, finish="stop"
+        )
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+def asker() -> Any:
+    """Return a workflow that asks a model once."""
+    agent = Agent("a", model="vendor:m", instructions="Answer.")
+
+    @workflow(name="ask", key=lambda user: user)
+    async def ask(user: str) -> str:
+        return (await agent.run("?")).output
+
+    return ask
+
+
+def most_in_a_minute(times: list[int]) -> int:
+    """Return the largest number of times in any 60 seconds."""
+    return max(sum(start <= at < start + MINUTE_MS for at in times) for start in times)
+
+
+async def test_no_minute_has_more_requests_than_the_rate(url: str) -> None:
+    """Twelve runs, five requests a minute: those that come too fast wait, without an attempt."""
+    clock = ManualClock()
+    vendor, ask = Vendor(clock), asker()
+    async with agentflow.open(url, clock=clock, durability="process", providers=[vendor]) as flow:
+        await flow.set_rate("vendor:m", requests_per_minute=5)
+        runs = [await flow.start(ask, f"u{i}") for i in range(12)]
+        for run in runs:
+            assert await run.result() == "yes"
+        histories = [await run.history() for run in runs]
+        (rate,) = await flow.rates()
+
+    assert len(vendor.asked) == 12
+    assert most_in_a_minute(vendor.asked) == 5
+    assert vendor.asked[-1] - vendor.asked[0] < 3 * MINUTE_MS
+    kinds = [type(event).__name__ for history in histories for event in history]
+    assert kinds.count("ActivityStarted") == 12
+    assert rate.tokens == rate.requests * 100  # what was taken, not what was estimated
+
+
+async def test_tokens_and_keys_have_rates_of_their_own(url: str) -> None:
+    """Each user by himself, and all models of a vendor together."""
+    clock = ManualClock(auto_advance=False)
+    vendor, ask = Vendor(clock), asker()
+    async with agentflow.open(url, clock=clock, durability="process", providers=[vendor]) as flow:
+        await flow.set_rate("vendor:m", requests_per_minute=1, key="*")
+        await flow.set_rate("vendor:*", tokens_per_minute=1_000_000)
+        runs = [await flow.start(ask, user) for user in ("a", "a", "b")]
+        async with asyncio.timeout(10):
+            while len(vendor.asked) < 2:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+        states = sorted([await run.status() for run in runs])
+        rates = {(rate.model, rate.key): rate.requests for rate in await flow.rates()}
+
+    assert states == ["completed", "completed", "waiting"]
+    assert rates == {
+        ("vendor:*", ""): 2, ("vendor:m", "*"): 0, ("vendor:m", "a"): 1, ("vendor:m", "b"): 1
+    }  # fmt: skip
+
+
+async def test_a_vendors_refusal_pauses_everybody(url: str) -> None:
+    """Retry-After of one call is kept to by the others, and the rate is halved for a while."""
+    clock = ManualClock(auto_advance=False)
+    vendor, ask = Vendor(clock, refuses=1), asker()
+    async with agentflow.open(url, clock=clock, durability="process", providers=[vendor]) as flow:
+        await flow.set_rate("vendor:m", requests_per_minute=100)
+        first = await flow.start(ask, "a")
+        async with asyncio.timeout(10):
+            while (await flow.rates())[0].share_percent == 100:
+                await asyncio.sleep(0.01)
+        second = await flow.start(ask, "b")
+        async with asyncio.timeout(10):
+            while await second.status() != "waiting":
+                await asyncio.sleep(0.01)
+        assert len(vendor.asked) == 1
+        clock.advance(20.5)
+        assert await first.result() == await second.result() == "yes"
+        (rate,) = await flow.rates()
+
+    assert rate.share_percent == 50
+    assert len(vendor.asked) == 3
+
+
+async def test_a_rate_is_lifted_and_wrong_ones_are_refused(url: str) -> None:
+    """Nothing is limited where nothing is set."""
+    async with agentflow.open(url) as flow:
+        await flow.set_rate("vendor:m", requests_per_minute=5)
+        await flow.set_rate("vendor:m")
+        assert await flow.rates() == []
+        with pytest.raises(UsageError):
+            await flow.set_rate("vendor", requests_per_minute=5)
+        with pytest.raises(UsageError):
+            await flow.set_rate("vendor:m", requests_per_minute=-5)

@@ -1,0 +1,103 @@
+"""Rates hold in every window of a minute, and what is refused comes back when there is room."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agentflow.ledger.pace import Pace, read
+
+MINUTE_MS = 60_000
+NOW = 1_800_000_000_000
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    requests=st.integers(1, 12),
+    tokens=st.none() | st.integers(50, 400),
+    asks=st.lists(
+        st.tuples(st.integers(-300, 20_000), st.integers(0, 120), st.integers(0, 120)), max_size=80
+    ),
+)
+def test_no_window_of_a_minute_has_more_than_the_rate(
+    requests: int, tokens: int | None, asks: list[tuple[int, int, int]]
+) -> None:
+    """Wherever the window begins; also where clocks go back, and where less is taken than asked."""
+    pace, now = Pace(requests=requests, tokens=tokens), NOW
+    granted: list[list[int]] = []  # [time, tokens]: the clock that counts never goes back
+    for step, wanted, least in asks:
+        now += step
+        pace = read(pace.text(), requests, tokens)
+        if pace.ask(now, wanted) is None:
+            second = pace.take(now, wanted)
+            taken = wanted if tokens is None else min(wanted, tokens)
+            granted.append([max(now, second * 1_000), taken])
+            if least < wanted <= (tokens or wanted):
+                pace.settle(now, second, wanted, least)
+                granted[-1][1] = least
+    for start, _ in granted:
+        window = [one for one in granted if start <= one[0] < start + MINUTE_MS]
+        assert len(window) <= requests
+        assert tokens is None or sum(one[1] for one in window) <= tokens
+
+
+def test_the_whole_rate_is_used() -> None:
+    """Ten at once, and ten more a minute (and a second) later."""
+    pace = Pace(requests=10)
+    for _ in range(10):
+        assert pace.ask(NOW, 0) is None
+        pace.take(NOW, 0)
+
+    at = pace.ask(NOW, 0)
+
+    assert at == NOW + 61_000
+    assert pace.ask(at, 0) is None
+
+
+def test_those_who_wait_are_told_different_times() -> None:
+    """Otherwise all would come back for one free place."""
+    pace = Pace(requests=1)
+    pace.take(NOW, 0)
+
+    assert [pace.ask(NOW, 0) for _ in range(3)] == [NOW + 61_000 * n for n in (1, 2, 3)]
+
+
+def test_a_request_that_is_larger_than_the_rate_goes_when_nothing_else_did() -> None:
+    """It could not go ever, otherwise; and its minute is full."""
+    pace = Pace(tokens=100)
+
+    assert pace.ask(NOW, 500) is None
+    pace.take(NOW, 500)
+    assert pace.ask(NOW + 30_000, 1) == NOW + 61_000
+
+
+def test_what_was_taken_more_counts_from_now() -> None:
+    """An estimate that was too low is made up for."""
+    pace = Pace(tokens=100)
+    second = pace.take(NOW, 10)
+    pace.settle(NOW + 20_000, second, 10, 110)
+
+    assert pace.ask(NOW + 61_000, 10) == NOW + 81_000
+
+
+def test_a_refusal_pauses_everybody_and_halves_the_rate_for_a_while() -> None:
+    """Retry-After is kept to; refusals of requests in flight together are one."""
+    pace = Pace(requests=100)
+    pace.turned_down(NOW, NOW + 7_000)
+    pace.turned_down(NOW + 100, NOW + 6_000)
+
+    assert pace.share == 500
+    assert pace.ask(NOW + 6_999, 0) == NOW + 7_000
+    assert pace.ask(NOW + 7_000, 0) is None
+    pace.ask(NOW + 3 * MINUTE_MS, 0)
+    assert pace.share == 800
+    pace.ask(NOW + 9 * MINUTE_MS, 0)
+    assert pace.share == 1_000
+
+
+def test_a_rate_of_nothing_lets_nothing_through() -> None:
+    """Zero is zero."""
+    pace = Pace(requests=0)
+
+    assert pace.ask(NOW, 0) is not None
+    assert pace.ask(NOW + 10 * MINUTE_MS, 0) is not None
