@@ -34,7 +34,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "list": ("runs", "List runs, newest first."),
         "show": ("show", "Show one run: state, result, cost; its events, steps or messages."),
         "watch": ("watch", "Follow a run that another process works on."),
-        "cost": ("cost", "Show what was spent, by run, step, model, tool, tag or day."),
+        "cost": ("cost", "Show what was spent, by run, step, model, tool, user, tag or day."),
         "explain": ("cost", "Show how the cost of a run comes about, line by line."),
         "prices": ("prices", "Show the prices of a model, or check a file of negotiated prices."),
         "budget": (
