@@ -12,7 +12,7 @@ CREATED := $(VENV)/.created
 INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo test check lint types pyright fmt bench crash setup clean
+.PHONY: help demo test check lint types pyright fmt bench crash chaos setup clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -47,6 +47,9 @@ bench: $(DEV) ## measure, beside the floor and the peers
 
 crash: $(DEV) ## kill real processes at every point, then N times at random (N=10000 for the full run)
 	@$(BIN)/python -m tests.crash N=$(N)
+
+chaos: $(DEV) ## many workers on one PostgreSQL, and everything that can go wrong, for 5 minutes (SECONDS=300 WORKERS=6)
+	@$(BIN)/python -m tests.chaos SECONDS=$(or $(SECONDS),300) WORKERS=$(or $(WORKERS),6)
 
 setup: $(DEV) ## set up for development, run nothing
 

@@ -24,6 +24,7 @@ class Counter:
 
     def __init__(self) -> None:
         self.trials: dict[str, list[dict[str, Any]]] = {}
+        self.newest: dict[tuple[str, str], int] = {}  # epoch, by trial and run
 
     def answer(self, asked: dict[str, Any]) -> Any:
         """Do one request."""
@@ -36,6 +37,13 @@ class Counter:
             case "done":
                 ended = [e for e in trial if e["op"] == "end" and e["idem"] == asked["idem"]]
                 return ended[-1]["value"] if ended else None
+            case "act":  # as a service that heeds fencing tokens: no older owner after a newer one
+                newest = self.newest.setdefault((asked["trial"], asked["run"]), asked["epoch"])
+                is_late = asked["epoch"] < newest
+                self.newest[asked["trial"], asked["run"]] = max(newest, asked["epoch"])
+                seen = {k: v for k, v in asked.items() if k != "trial"}
+                trial.append({**seen, "op": "late" if is_late else "begin"})
+                return not is_late
             case "noted":
                 return sum(e["op"] == "note" and e["name"] == asked["name"] for e in trial)
             case "acked":

@@ -1,0 +1,46 @@
+"""``python -m tests.chaos SECONDS=300 WORKERS=6``: many workers, one PostgreSQL, all trouble.
+
+Exit code 1 if anything was lost, repeated or wrong, or a limit of time was missed. SEED= draws
+other faults. OPEN= is the number of short runs that are open at once, LONG= of long ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from agentflow.testing.postgres import private_server
+from tests.chaos import report
+from tests.chaos.driver import DEFAULT_SEED, Plan, chaos
+from tests.crash.counter import running_counter
+
+SHOWN = 40
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one trial; return the exit code."""
+    wanted = dict(a.split("=", 1) for a in arguments)
+    plan = Plan(
+        workers=int(wanted.get("WORKERS", "6")),
+        seconds=float(wanted.get("SECONDS", "300")),
+        seed=int(wanted.get("SEED", str(DEFAULT_SEED))),
+        open_runs=int(wanted.get("OPEN", "36")),
+        long_runs=int(wanted.get("LONG", "100")),
+    )
+    folder = Path(tempfile.mkdtemp(prefix="af-chaos-"))
+    with running_counter(folder) as socket, private_server() as server:
+        url, outcome = asyncio.run(chaos(plan, server, socket, folder))
+        print(report.table(outcome), flush=True)
+        wrong = report.wrong(url, outcome)
+    late = report.slow(outcome)
+    for line in [*wrong[:SHOWN], *late]:
+        print(f"  {line}")
+    print(f"{len(wrong)} wrong, {len(late)} limits missed; logs: {folder}")
+    return 1 if wrong or late else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,134 @@
+"""The work: always as many short runs open as were asked for, long ones beside them, letters."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from agentflow.client import Client
+from agentflow.errors import RunEndedError, StoreError
+from tests.chaos.flows import PURSE, SHAPES, SHORT
+from tests.chaos.stage import Stage
+
+T = TypeVar("T")
+LOOK_SECONDS = 0.1
+BATCH = 20  # starts at once
+LONGEST_SECONDS = 120.0  # until the last run has ended
+WINDOW_SECONDS = 5.0  # of a rate
+
+
+class Load:
+    """Keeps workers busy.
+
+    Args:
+        stage: Where.
+        client: Starts runs.
+        open_runs: Number of short runs that are open at once.
+
+    Attributes:
+        started: Acknowledged starts: what each run's id was started with.
+        letters: Runs that were sent a letter, acknowledged.
+        ended: (when, number of runs that had ended), on the monotonic clock.
+    """
+
+    def __init__(self, stage: Stage, client: Client, open_runs: int) -> None:
+        self.started: dict[str, tuple[str, int]] = {}
+        self.ended: list[tuple[float, int]] = []
+        self.letters: list[str] = []
+        self._stage = stage
+        self._client = client
+        self._open_runs = open_runs
+        self._next = 0
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Start no more."""
+        self._stopping = True
+
+    async def marathons(self, count: int, rounds: int) -> None:
+        """Start long runs."""
+        for i in range(count):
+            await self._start("marathon", rounds, f"marathon-{i}")
+
+    async def work(self) -> None:
+        """Start runs until told to stop, then wait until all have ended.
+
+        Raises:
+            TimeoutError: some never did.
+        """
+        until = None
+        while True:
+            open_, ended = await self._count()
+            self.ended.append((time.monotonic(), ended))
+            if self._stopping:
+                until = until or time.monotonic() + LONGEST_SECONDS
+                if not open_:
+                    return
+                if time.monotonic() > until:
+                    msg = f"{open_} runs did not end"
+                    raise TimeoutError(msg)
+            else:
+                await self._fill(self._open_runs - open_)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _count(self) -> tuple[int, int]:
+        found = await self._stage.look.patiently(
+            "SELECT count(*) FILTER (WHERE ended_at_ms IS NULL AND workflow <> 'marathon' "
+            "AND parent_pk IS NULL), count(*) FILTER (WHERE ended_at_ms IS NULL), "
+            "count(ended_at_ms) FILTER (WHERE parent_pk IS NULL) FROM runs"
+        )
+        short, all_, ended = found[0]
+        return (all_ if self._stopping else short), ended
+
+    async def _fill(self, wanted: int) -> None:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(wanted, BATCH)):
+                n, self._next = self._next, self._next + 1
+                group.create_task(self._one(SHORT[n % len(SHORT)], n))
+
+    async def _one(self, shape: str, n: int) -> None:
+        id_ = f"{shape}-{n}"
+        await self._start(shape, n, id_)
+        if shape == "mail":
+            run = await insisting(lambda: self._client.get(id_))
+            with contextlib.suppress(RunEndedError):  # its receipt was lost, and the run is quick
+                await insisting(lambda: run.signal("letter", n + 7, id="letter"))
+            self.letters.append(id_)
+
+    async def _start(self, shape: str, n: int, id_: str) -> None:
+        tags = [PURSE] if shape == "spend" else []
+        await insisting(lambda: self._client.start(SHAPES[shape].flow, n, id=id_, tags=tags))
+        self.started[id_] = (shape, n)
+
+
+async def insisting(what: Callable[[], Awaitable[T]]) -> T:
+    """Do something again until the database answers: each of these knows when it was done."""
+    while True:
+        try:
+            return await what()
+        except StoreError:
+            await asyncio.sleep(0.2)
+
+
+def rate(ended: Sequence[tuple[float, int]], since: float, until: float) -> float:
+    """Return how many runs ended per second between two times."""
+    inside = [(at, count) for at, count in ended if since <= at <= until]
+    if len(inside) < 2:
+        return 0.0
+    (first_at, first), (last_at, last) = inside[0], inside[-1]
+    return (last - first) / (last_at - first_at)
+
+
+def recovered_after(
+    ended: Sequence[tuple[float, int]], since: float, wanted: float
+) -> float | None:
+    """Return seconds after *since* from which on a window has at least the *wanted* rate."""
+    last = ended[-1][0]
+    for at, _ in ended:
+        is_inside = at >= since and at + WINDOW_SECONDS <= last
+        if is_inside and rate(ended, at, at + WINDOW_SECONDS) >= wanted:
+            return at - since
+    return None

@@ -1,0 +1,167 @@
+"""What came of it: facts, what is wrong, and the table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from agentflow.codec import Codec
+from agentflow.history import events as ev
+from agentflow.testing.facts import read_postgres
+from agentflow.testing.invariants import Effect, problems
+from tests.chaos import zombie
+from tests.chaos.flows import COUNTED, PRICE, SHAPES
+from tests.chaos.stage import TTL
+from tests.chaos.takeover import Sample
+
+TAKEOVER_SECONDS = TTL + 2.0
+THROUGHPUT = 0.95
+BACK_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What was measured.
+
+    Attributes:
+        started: What each acknowledged run was started with: shape and number, by id.
+        told: What the counter was told.
+        letters: Runs that were sent a signal, acknowledged.
+        samples: Takeovers.
+        tried, accepted: Appends of the zombie.
+        before, after: Runs that ended per second, before the faults and when all was over.
+        back_seconds: How long after the last fault the rate was what it had been; None = never.
+        faults: Number of faults by name.
+        purse: Limit of the budget that will not do for all.
+        cuts: Number of replies to COMMIT that were lost.
+        exit_codes: Of the workers, told to stop at the end.
+    """
+
+    seconds: float
+    workers: int
+    seed: int
+    started: Mapping[str, tuple[str, int]]
+    told: Sequence[Mapping[str, Any]]
+    letters: Sequence[str]
+    samples: Sequence[Sample]
+    tried: int
+    accepted: int
+    before: float
+    after: float
+    back_seconds: float | None
+    faults: Mapping[str, int]
+    purse: Decimal
+    cuts: int
+    exit_codes: Sequence[int]
+
+    @property
+    def takeovers(self) -> list[float]:
+        """Seconds of the takeovers while the server was well, in order."""
+        return sorted(s.seconds for s in self.samples if not s.disturbed)
+
+
+def share(values: Sequence[float], part: float) -> float:
+    """Return the value that a *part* of the sorted values does not exceed."""
+    return values[min(len(values) - 1, int(len(values) * part))] if values else 0.0
+
+
+def wrong(url: str, outcome: Outcome) -> list[str]:
+    """Return what must never be, however busy the machine is; an empty list where all is well."""
+    effects = [
+        Effect(
+            run_id=one["run"], key=one["key"], attempt=one["attempt"],
+            idempotency_key=one["idem"], epoch=one["epoch"],
+        )
+        for one in outcome.told
+        if one["op"] == "begin"
+    ]  # fmt: skip
+    found = problems(url, effects=effects, counted=COUNTED)
+    found += _ends(url, outcome)
+    paid = sum(one["op"] == "begin" and one["name"] == "pay" for one in outcome.told)
+    if paid * PRICE > outcome.purse:
+        found.append(f"{paid} payments of {PRICE} were made under a limit of {outcome.purse}")
+    if outcome.accepted:
+        found.append(f"{outcome.accepted} appends under an old epoch were accepted")
+    if any(outcome.exit_codes):
+        found.append(f"workers that were told to stop ended with {list(outcome.exit_codes)}")
+    return found
+
+
+def _ends(url: str, outcome: Outcome) -> Iterator[str]:
+    """Yield the runs that are lost, or did not end as they should."""
+    facts = read_postgres(url)
+    codec = Codec()
+    runs = {run.row["id"]: run for run in facts.runs}
+    for run in facts.runs:
+        if any(e.key == zombie.KEY for e in run.events):
+            yield f"run {run.row['id']} has an event of the zombie"
+    for id_ in outcome.letters:
+        count = sum(isinstance(e, ev.SignalReceived) for e in runs[id_].events)
+        if count != 1:
+            yield f"run {id_}: one signal was acknowledged, {count} are in the history"
+    for id_, (shape, n) in outcome.started.items():
+        if id_ not in runs:
+            yield f"run {id_} was acknowledged and is lost"
+            continue
+        run = runs[id_]
+        ends = [e for e in run.events if isinstance(e, ev.TERMINAL)]
+        if len(ends) != 1 or not isinstance(ends[0], ev.RunCompleted):
+            yield f"run {id_} is {run.row['status']} {run.row['error']}: {ends}"
+            continue
+        payload = ends[0].payload
+        assert payload is not None
+        value = codec.decode(payload, int, facts.bodies, what="result")
+        if value not in SHAPES[shape].expected(n):
+            yield f"run {id_} returned {value}"
+
+
+def slow(outcome: Outcome) -> list[str]:
+    """Return which limits of time and number are missed."""
+    found = []
+    slowest = share(outcome.takeovers, 0.99)
+    if not outcome.takeovers:
+        found.append("no takeover was timed")
+    if slowest > TAKEOVER_SECONDS:
+        found.append(f"takeover p99 {slowest:.2f} s is more than {TAKEOVER_SECONDS} s")
+    if outcome.back_seconds is None or outcome.back_seconds > BACK_SECONDS:
+        found.append(f"the rate was not back {BACK_SECONDS:g} s after the last fault")
+    return found
+
+
+def facts_of(outcome: Outcome) -> Iterable[tuple[str, str]]:
+    """Yield the lines of the table."""
+    told = Counter(one["op"] for one in outcome.told)
+    kinds = Counter(shape for shape, _ in outcome.started.values())
+    long_ = kinds.pop("marathon", 0)
+    calm = outcome.takeovers
+    yield "workers, lease", f"{outcome.workers}, {TTL:g} s"
+    yield "time, seed", f"{outcome.seconds:.0f} s, {outcome.seed}"
+    yield "runs", f"{sum(kinds.values()):,} short, {long_} long"
+    for name, count in outcome.faults.items():
+        yield f"faults: {name}", f"{count}"
+    yield "replies to COMMIT lost", f"{outcome.cuts}"
+    yield "effects, refused for an old token", f"{told['begin']:,}, {told['late']}"
+    yield (
+        "takeovers timed: p50, p99, longest",
+        f"{len(calm):,}: {', '.join(f'{share(calm, part):.2f} s' for part in (0.5, 0.99, 1.0))}",
+    )
+    upset = sorted(s.seconds for s in outcome.samples if s.disturbed)
+    yield (
+        "takeovers while the server was in trouble",
+        f"{len(upset):,}: longest {share(upset, 1.0):.2f} s",
+    )
+    yield "appends under an old epoch: tried, accepted", f"{outcome.tried:,}, {outcome.accepted}"
+    back = "never" if outcome.back_seconds is None else f"{outcome.back_seconds:.1f} s"
+    yield (
+        "runs per second: before, after the last fault",
+        f"{outcome.before:.1f}, {outcome.after:.1f}; {THROUGHPUT:.0%} after {back}",
+    )
+
+
+def table(outcome: Outcome) -> str:
+    """Return the table as Markdown."""
+    lines = [f"| {name} | {value} |" for name, value in facts_of(outcome)]
+    return "\n".join(["| | |", "|---|--:|", *lines])
