@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 from agentflow.codec import Parts, Payload
 from agentflow.engine.context import ActivityCall
+from agentflow.engine.definition import GRANTED_LATENCY
 from agentflow.engine.loop import WorkflowLoop
 from agentflow.engine.task import DurableTimer, WorkflowFuture
 
@@ -21,6 +23,9 @@ CallState = Literal[
     "doubt",  # outcome unknown; waits for a person or for reconcile
     "done",
 ]
+
+
+_NO_TERMS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Call:
@@ -44,7 +49,7 @@ class Call:
         edited: Arguments that the approver changed.
         provider_ref: The provider's handle of the attempt in flight.
         started_seq: Seq of its last ActivityStarted.
-        window: Within how long its answer is wanted, while an attempt of it is deferred.
+        granted: Terms of its last attempt.
         outcome: Its outcome event if that came before code asked (explicit keys).
         is_cached: Whether its attempt in flight takes an answer from the cache: it asks nobody.
         awaits: Whether it waits for the answer to an equal call.
@@ -65,6 +70,7 @@ class Call:
         "edited",
         "fingerprint",
         "future",
+        "granted",
         "is_asked",
         "is_cached",
         "key",
@@ -83,7 +89,6 @@ class Call:
         "started_seq",
         "state",
         "timer",
-        "window",
         "workflow",
     )  # fmt: skip
 
@@ -108,7 +113,7 @@ class Call:
         self.edited: Payload | None = None
         self.provider_ref: str | None = None
         self.started_seq = 0
-        self.window = ""
+        self.granted: Mapping[str, Any] = _NO_TERMS
         self.outcome: Any = None
         self.is_cached = False
         self.awaits = False
@@ -149,6 +154,11 @@ class Call:
     def name(self) -> str:
         """The activity's or workflow's name."""
         return self.activity_call.activity.name if self.activity_call else self.workflow
+
+    @property
+    def window(self) -> str:
+        """Within how long the answer to its last attempt is wanted, where that is deferred."""
+        return str(self.granted.get(GRANTED_LATENCY, ""))
 
     @property
     def label(self) -> str:

@@ -37,7 +37,7 @@ from agentflow.engine.commands import (
     StartAttempt,
 )
 from agentflow.engine.context import Decision, RandomStream, RunInfo
-from agentflow.engine.definition import GRANTED_LATENCY, ActivityOptions
+from agentflow.engine.definition import ActivityOptions
 from agentflow.engine.definitions import OnMismatch, Workflow
 from agentflow.engine.ending import Ending, Parking, bug_text, ending_of
 from agentflow.engine.fingerprint import mismatch_text, name_of, refreshed
@@ -318,7 +318,7 @@ class Machine:
                 call.attempt = start.event.attempt
                 call.awaits = False
                 call.is_cached = _is_cached(granted[call.key])
-                call.window = granted[call.key].get(GRANTED_LATENCY, "")
+                call.granted = granted[call.key]
                 if call.window:
                     call.state = "deferred"
                     continue
@@ -389,7 +389,7 @@ class Machine:
                 call.state, call.attempt = "started", event.attempt
                 call.started_seq = event.seq
                 call.is_cached = _is_cached(event.granted)
-                call.window = event.granted.get(GRANTED_LATENCY, "")
+                call.granted = event.granted
                 if call.window:
                     call.state = "deferred"
                 if event.seq > max(self.history.cut_ids, default=event.seq):
@@ -890,7 +890,7 @@ class Machine:
     def take_answer(self, call: Call, answer: object) -> StartAttempt:
         """Return what takes the answer to a deferred call in."""
         call.state = "started"
-        return StartAttempt(call, call.attempt, {GRANTED_LATENCY: call.window}, answer)
+        return StartAttempt(call, call.attempt, dict(call.granted), answer)
 
     def hand_back(self, call: Call) -> None:
         """Let a call wait on for its answer: it could not be taken back."""
@@ -1159,7 +1159,7 @@ class Machine:
         placeholder = self.calls.get(call.key)
         if placeholder is not None:  # its later events were applied before code came to ask
             for name in ("state", "attempt", "outcome", "cancel_recorded", "provider_ref",
-                         "approval_id", "approved", "edited", "retry_at_ms", "window",
+                         "approval_id", "approved", "edited", "retry_at_ms", "granted",
                          "started_seq"):  # fmt: skip
                 setattr(call, name, getattr(placeholder, name))
             if call.approval_id:

@@ -25,6 +25,7 @@ _LOOK_SECONDS = 60.0
 SEND_SECONDS = 600.0  # tens of megabytes over a slow line; less than a worker's lease
 _CANCEL_SECONDS = 10.0
 _MISSING = 404
+_OF_A_CONNECTION = ("stream", "background", "background_options")  # set by latency itself
 # Tiers at which the discount may be had; every other one has a price of its own.
 _ORDINARY_TIERS = {None, "auto", "default", "standard", "standard_only"}
 LARGEST_BYTES = 32 * 1024 * 1024  # vendors take more; it is held in memory while it is sent
@@ -198,6 +199,9 @@ def refusal(request: ModelRequest, window: str, offered: Sequence[str]) -> str:
     tier = settings.extra.get("service_tier") or settings.service_tier
     if tier not in _ORDINARY_TIERS:
         return f"what waits is served at the standard tier, not at {tier}"
+    own = next((name for name in _OF_A_CONNECTION if settings.extra.get(name)), None)
+    if own is not None:
+        return f"settings.extra[{own!r}] is for what is asked at once"
     if split_extra(settings.extra)[1]:
         return "settings.extra['extra_headers'] cannot be sent with one call of many"
     return ""

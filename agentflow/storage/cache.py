@@ -108,6 +108,7 @@ class Entry:
     payload: str | None
     body: bytes | None
     is_changed: bool = False
+    is_expected: bool = False
 
     def is_claimed(self, now_ms: int) -> bool:
         """Return whether others have to wait."""
@@ -212,11 +213,19 @@ class Cache:
         until = self._tx.now_ms + ask.hold_ms
         self._entries[state.project, ask.digest].claim(state.pk, key, until)
 
+    def expect(self, state: State, ask: CacheAsk) -> None:
+        """Keep a place for an answer that may take hours; nobody waits for it."""
+        self._entries[state.project, ask.digest].is_expected = True
+
     def write(self) -> None:
         """Write what was decided; once, at the end of the transaction's appends."""
         tx = self._tx
         entries = [self._entries[place] for place in sorted(self._entries)]
-        empty = [e for e in entries if e.claimed_by is None and e.answered_at_ms is None]
+        empty = [
+            e
+            for e in entries
+            if e.claimed_by is None and e.answered_at_ms is None and not e.is_expected
+        ]
         gone = {(e.project, e.digest) for e in empty}
         tx.many(
             SAVE, [e.row for e in entries if e.is_changed and (e.project, e.digest) not in gone]
@@ -260,6 +269,8 @@ def reusing(cache: Cache | None, batch: Append, due: dict[str, int], inner: Guar
         # nobody else should have to wait.
         if not verdict and start.route is None:
             cache.claim(state, key, ask)
+        elif not verdict:
+            cache.expect(state, ask)
         return verdict
 
     return guard

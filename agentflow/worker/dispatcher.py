@@ -58,6 +58,7 @@ _LOG = logging.getLogger("agentflow.worker")
 _PAGE = 200  # calls that are in memory at once, beside their lines
 _AT_ONCE = 8  # parcels that are seen to at the same time
 _CLAIM = 64
+_AGAIN_SECONDS = 1.0  # after the store has failed
 _REST_SECONDS = 0.05  # between two rounds, so that one does the work of many small ones
 
 
@@ -197,7 +198,12 @@ class Dispatcher:
                 parcel = waiting.pop()
                 if self._house.gate is not None:  # we may have been given up for dead
                     await self._house.gate.wait()
-                await self._see_to(parcel)
+                try:
+                    await self._see_to(parcel)
+                except AgentflowError as e:  # it is taken up again in a moment
+                    extra = {"parcel": parcel.id, "error": str(e)}
+                    _LOG.warning("a parcel was not seen to", extra=extra)
+                    await asyncio.sleep(_AGAIN_SECONDS)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(_AT_ONCE, len(parcels))):

@@ -527,3 +527,22 @@ async def test_an_answer_to_a_question_that_was_changed_meanwhile_is_booked(
             assert total.amount_pico_usd
         assert server.batches.count == 2
     assert unsound(url) == []
+
+
+@workflow
+async def ask_with_a_cache() -> str:
+    """Ask what may have been asked before."""
+    agent = Agent("writer", model=MODELS["anthropic"], latency="24h", cache="project")
+    return (await agent.run("Hello")).output
+
+
+async def test_an_answer_that_the_cache_has_does_not_wait(url: str) -> None:
+    """The first answer came with a batch; the second run gets it at once, and for nothing."""
+    with LoopbackServer([Answer(text=TEXT)]) as server:
+        async with opened(url, server) as flow:
+            assert await (await flow.start(ask_with_a_cache, id="r")).result() == TEXT
+            again = await flow.start(ask_with_a_cache, id="again")
+            assert await again.result() == TEXT
+            assert await books(flow, "again") == [(1, "ok", "cached")]
+        assert (len(server.requests), server.batches.count) == (1, 1)
+    assert unsound(url) == []
