@@ -38,6 +38,13 @@ QUICK = Deferral(
     quiet=timedelta(milliseconds=100), longest=timedelta(seconds=1), first_look=SOON,
     last_look=SOON, doubt=SOON, patience=timedelta(seconds=0.5),
 )  # fmt: skip
+
+
+def together(count: int) -> Deferral:
+    """Return a pace at which that many calls go together, however slowly they come."""
+    return replace(QUICK, quiet=timedelta(seconds=15), longest=timedelta(seconds=15), most=count)
+
+
 MODELS = {
     "responses": "openai:gpt-6-sol",
     "chat": "openai-chat:gpt-6-sol",
@@ -121,7 +128,7 @@ async def books(flow: Flow, id: str = "r") -> list[tuple[int, str, str]]:
 async def test_the_calls_of_many_runs_are_one_batch(url: str, dialect: str) -> None:
     """Each gets its own answer, and the discount that was really applied is in the books."""
     with LoopbackServer(lambda seen: Answer(text=seen.text.strip())) as server:
-        async with opened(url, server) as flow:
+        async with opened(url, server, together(5)) as flow:
             runs = [
                 await flow.start(ask_later, dialect, f"question {n}", id=f"r{n}") for n in range(5)
             ]
@@ -346,7 +353,7 @@ async def test_what_comes_after_a_cancel_is_booked_all_the_same(url: str, dialec
     """The rest of the batch goes on; the answer that nobody wants is in the run's books."""
     with LoopbackServer([Answer(text=TEXT)]) as server:
         server.batches.seconds = 3600
-        async with opened(url, server) as flow:
+        async with opened(url, server, together(2)) as flow:
             run = await flow.start(ask_later, dialect, "one", id="r", budget_usd="1")
             other = await flow.start(ask_later, dialect, "two", id="o")
             await sent(flow, server)
@@ -380,7 +387,7 @@ async def test_a_batch_that_nobody_waits_for_is_cancelled(url: str) -> None:
     """Only when all of its calls are abandoned; what is cancelled is not billed."""
     with LoopbackServer([Answer(text=TEXT)]) as server:
         server.batches.seconds = 3600
-        async with opened(url, server) as flow:
+        async with opened(url, server, together(2)) as flow:
             runs = [await flow.start(ask_later, "anthropic", str(n), id=f"r{n}") for n in (0, 1)]
             await sent(flow, server, "r0")
             await sent(flow, server, "r1")
@@ -482,8 +489,7 @@ def handed_over(flow: Flow, id: str = "r") -> Callable[[], Awaitable[bool]]:
 @pytest.mark.parametrize("dialect", MODELS)
 async def test_one_look_is_for_all_that_wait(url: str, dialect: str) -> None:
     """A hundred runs, none of them in memory: one batch, one look, and everybody wakes."""
-    calm = replace(QUICK, quiet=timedelta(seconds=0.5), longest=timedelta(seconds=15))
-    patient = replace(calm, first_look=timedelta(hours=1), last_look=timedelta(hours=1))
+    patient = replace(together(100), first_look=timedelta(hours=1), last_look=timedelta(hours=1))
     with LoopbackServer(lambda seen: Answer(text=seen.text.strip())) as server:
         async with opened(url, server, patient) as flow:
             runs = [await flow.start(ask_later, dialect, f"q{n}", id=f"r{n}") for n in range(100)]
