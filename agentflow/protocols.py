@@ -494,12 +494,12 @@ class Claimed:
     Attributes:
         row: The run after the claim (its epoch is the new one).
         took_over: Whether its last owner died while it was running.
-        is_woken: Whether `wake_parked` gave it to this worker.
+        is_own: Whether it was this worker's already: see `own_after` of `Store.claim`.
     """
 
     row: RunRow
     took_over: bool
-    is_woken: bool = False
+    is_own: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -987,7 +987,8 @@ class Store(Protocol):
 
         An owner is dead if its lease has run out, or if it has none; where one process owns the
         database, every other one. `take_over` says whether to look for runs of the dead;
-        `own_after` asks for those that `wake_parked` gave, with a larger pk.
+        `own_after` asks for due runs with a larger pk that are this worker's already: those that
+        `wake_parked` gave, and those of a claim whose answer was lost.
         """
         ...
 

@@ -368,9 +368,9 @@ class Claiming:
 
 
 def claim(tx: Tx, wanted: Claiming) -> list[Claimed]:
-    """Take one's own runs that were woken, those of dead owners, then free ones that are due."""
+    """Take one's own runs if asked to, those of dead owners, then free ones that are due."""
     me, room = wanted.worker_id, wanted.limit
-    woken = woken_by(tx, me, wanted.own_after, room) if wanted.own_after is not None else []
+    woken = own(tx, me, wanted.own_after, room) if wanted.own_after is not None else []
     room -= len(woken)
     dead = due(tx, wanted, left(tx, me), room) if wanted.take_over else []
     tx.many(CLAIM, [(me, 1, pk) for pk in dead])
@@ -383,12 +383,15 @@ def claim(tx: Tx, wanted: Claiming) -> list[Claimed]:
     )
     rows = rows_by_pk(tx, [*woken, *dead, *free])
     left_, owned = set(dead), set(woken)
-    return [Claimed(row=row, took_over=row.pk in left_, is_woken=row.pk in owned) for row in rows]
+    return [Claimed(row=row, took_over=row.pk in left_, is_own=row.pk in owned) for row in rows]
 
 
-def woken_by(tx: Tx, me: str, after_pk: int, limit: int) -> list[int]:
-    """Return pks of runs that `wake_parked` gave to *me*, in their order."""
-    mine = (runs.c.owner == me, runs.c.wake_at_ms == 0, runs.c.pk > after_pk)
+def own(tx: Tx, me: str, after_pk: int, limit: int) -> list[int]:
+    """Return pks of due runs that are *mine* already, in their order.
+
+    `wake_parked` has given them, or a claim whose answer was lost.
+    """
+    mine = (runs.c.owner == me, runs.c.wake_at_ms <= tx.now_ms, runs.c.pk > after_pk)
     query = select(runs.c.pk).where(*mine).order_by(runs.c.pk).limit(limit)
     return [row[0] for row in tx.conn.execute(query)]
 

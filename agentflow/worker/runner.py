@@ -90,6 +90,7 @@ class House:
         on_broken: Told of an error after which the worker cannot go on.
         on_deferred: Told that calls were queued whose answers may wait.
         on_stale: Books an answer that a cut has made void since it came.
+        on_unsure: Told that the store may hold runs for this worker that it does not know of.
     """
 
     store: Store
@@ -105,6 +106,7 @@ class House:
     ask_inbox: Callable[[int], None]
     on_deferred: Callable[[], None] = lambda: None
     on_stale: Callable[[RunRow, Message], Awaitable[None]] | None = None
+    on_unsure: Callable[[], None] = lambda: None
     settle_grace_ms: int = 5_000
     rates: frozenset[str] = frozenset()
     store_patience: int | None = 12
@@ -192,7 +194,7 @@ class Runner:
     def _cannot_go_on(self, error: Exception) -> None:
         """Park this run alone: the others have done nothing wrong."""
         if isinstance(error, StoreError):
-            self._house.on_broken(error)
+            self._lost(error)
             return
         extra = {"run_id": self.row.id}
         if isinstance(error, AgentflowError):
@@ -329,11 +331,16 @@ class Runner:
         self._house.on_gone(self, keep)
 
     def _lost(self, error: StoreError) -> None:
+        extra = {"run_id": self.row.id, "error": str(error)}
         if isinstance(error, FencedError):
-            _LOG.warning("fenced: another worker owns the run", extra={"run_id": self.row.id})
-            self._leave(keep=False)
+            _LOG.warning("fenced: the run has gone on elsewhere", extra=extra)
+        elif self._house.store_patience is None:
+            _LOG.warning("the database did not answer: the run is looked up again", extra=extra)
         else:
             self._house.on_broken(error)
+            return
+        self._leave(keep=False)
+        self._house.on_unsure()
 
     # --- arrivals ---------------------------------------------------------------------------
 
@@ -888,7 +895,7 @@ class Runner:
         def done(finished: asyncio.Task[Any]) -> None:
             self._helpers.discard(finished)
             if not finished.cancelled() and (error := finished.exception()) is not None:
-                if isinstance(error, FencedError):
+                if isinstance(error, StoreError):
                     self._lost(error)
                 else:
                     self._house.on_broken(error)

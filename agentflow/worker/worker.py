@@ -154,6 +154,7 @@ class Worker:
             on_gone=self._let_go, on_timer=self._set_timer, ask_inbox=self._ask_inbox,
             settle_grace_ms=self._options.settle_grace_ms,
             on_deferred=self._poke_dispatcher, on_stale=self._book_stale,
+            on_unsure=self._doubt,
             # A file that cannot be written needs a person; a server that is away comes back.
             store_patience=None if is_shared else _FILE_PATIENCE,
         )  # fmt: skip
@@ -176,7 +177,8 @@ class Worker:
         self._ready = asyncio.Event()
         self._changed = True
         self._stopping = False
-        self._woken_after: int | None = 0  # the pk behind which runs are left that were parked
+        # Behind which pk the store may hold runs for this worker that it does not know of.
+        self._own_after: int | None = 0
         self._task: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
 
@@ -334,23 +336,29 @@ class Worker:
 
     async def _main(self) -> None:
         await self._become_owner()
-        # The code may have been mended since: what was parked for it is tried once more.
-        await self._store.wake_parked(self.id, ("needs_code", "needs_version"), self._served())
-        self._ready.set()
-        sync_point("worker.started")
-        fails = 0
-        self._dispatcher.start()
+        fails, has_begun = 0, False
         while not self._stopping:
             try:
+                if not has_begun:
+                    await self._begin()
+                    has_begun = True
                 await self._turn()
                 fails = 0
             except StoreError as e:
                 if not self.membership.is_shared:
                     raise
+                self._own_after = 0  # a claim whose answer was lost may have been granted
                 if fails == 0:
                     _LOG.warning("the database does not answer", extra={"error": str(e)})
                 await asyncio.sleep(_AGAIN_SECONDS[min(fails, len(_AGAIN_SECONDS) - 1)])
                 fails += 1
+
+    async def _begin(self) -> None:
+        # The code may have been mended since: what was parked for it is tried once more.
+        await self._store.wake_parked(self.id, ("needs_code", "needs_version"), self._served())
+        self._ready.set()
+        sync_point("worker.started")
+        self._dispatcher.start()
 
     async def _turn(self) -> None:
         """Look once at everything that may want attention, then sleep until something does."""
@@ -418,12 +426,12 @@ class Worker:
         self._claimed_ms = self._clock.now_ms()
         claimed = await self._store.claim(
             self.id, now_ms=self._claimed_ms, limit=room, served=self._served(),
-            take_over=self.membership.looks_for_dead(), own_after=self._woken_after,
+            take_over=self.membership.looks_for_dead(), own_after=self._own_after,
         )  # fmt: skip
         is_full = len(claimed) == room
-        if self._woken_after is not None:
-            woken = [one.row.pk for one in claimed if one.is_woken]
-            self._woken_after = max([self._woken_after, *woken]) if is_full else None
+        if self._own_after is not None:
+            woken = [one.row.pk for one in claimed if one.is_own]
+            self._own_after = max([self._own_after, *woken]) if is_full else None
             claimed = [one for one in claimed if one.row.pk not in self._runners]  # those it has
         if not claimed:
             return False
@@ -432,10 +440,16 @@ class Worker:
             await self._look_at_rates()
         # Messages first: a run that is parked again before it has read them would look stuck.
         messages = await self._inbox([one.row.pk for one in claimed])
+        failed: Exception | None = None
         for together in _by_length(claimed):
-            async with asyncio.TaskGroup() as group:
-                for one in together:
-                    group.create_task(self._adopt(one, messages.get(one.row.pk, [])))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for one in together:
+                        group.create_task(self._adopt(one, messages.get(one.row.pk, [])))
+            except* StoreError as e:
+                failed = e.exceptions[0]
+            if failed is not None:
+                raise failed
         return is_full
 
     async def _declare_limits(self) -> None:
@@ -523,6 +537,11 @@ class Worker:
         del pk  # all inboxes are read at once
         self._changed = True
         self._wake.set()
+
+    def _doubt(self) -> None:
+        """Look soon for runs that are this worker's and that it does not hold."""
+        self._own_after = 0
+        self._loop.call_later(_AGAIN_SECONDS[0], self._wake.set)
 
     def _set_timer(self, runner: Runner, due_ms: int) -> None:
         heapq.heappush(self._timers, (due_ms, next(self._count), runner))
