@@ -13,6 +13,8 @@ from agentflow.worker.runner import Runner
 from agentflow.worker.worker import Worker
 from tests.crash import workloads
 
+SLOW_DISK_SECONDS = 0.05  # an effect that started early has reached the outside by then
+
 
 def plant(name: str) -> None:
     """Put the bug *name* into this process; none for an empty name."""
@@ -31,18 +33,22 @@ def silent_repeat() -> None:
 
 
 def early_start() -> None:
-    """Start side effects before their intent is committed."""
-    append, committed = Runner._append, Machine.committed
+    """Start side effects before their intent is committed, on a disk slow enough to tell."""
+    append, commit, committed = Runner._append, Runner._commit, Machine.committed
 
     def append_early(runner: Runner, machine: Machine, batch: Any, **terms: Any) -> None:
         for start in batch.starts:
             runner._do(StartAttempt(start.call, start.event.attempt, {}))
         append(runner, machine, batch, **terms)
 
+    def commit_slowly(runner: Runner, pending: Any) -> None:
+        runner._loop.call_later(SLOW_DISK_SECONDS, commit, runner, pending)
+
     def committed_late(machine: Machine, *args: Any, **more: Any) -> list[Any]:
         return [c for c in committed(machine, *args, **more) if not isinstance(c, StartAttempt)]
 
     Runner._append = append_early  # type: ignore[method-assign, assignment]
+    Runner._commit = commit_slowly  # type: ignore[method-assign, assignment]
     Machine.committed = committed_late  # type: ignore[method-assign, assignment]
 
 
