@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from agentflow.cli.target import load_module
 from tests.acceptance.cli_driver import call
 
-FLOW = f"{Path(__file__).with_name('budget_flows.py')}:spend"
+FLOWS = Path(__file__).with_name("budget_flows.py")
+FLOW = f"{FLOWS}:spend"
+load_module(str(FLOWS))  # before any test: what a test registers is forgotten after it
 
 
 @pytest.fixture(autouse=True)

@@ -244,6 +244,8 @@ def test_one_interrupt_stops_at_the_next_safe_point(here: Path, number: signal.S
     with process(command("run", flow("cli_slow"), "go", "--id", "s-1"), cwd=here) as child:
         until(lambda: "wait" in effects(here), child)
         child.send_signal(number)
+        assert child.stderr is not None
+        until(lambda: "stopping" in child.stderr.readline())  # type: ignore[union-attr]
         (here / "go").touch()
         done = ended(child)
     assert done.code == 130
