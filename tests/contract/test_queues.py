@@ -92,14 +92,16 @@ async def test_a_waiting_run_gives_its_place_away(tmp_path: Path) -> None:
     async def quick() -> None:
         await note("quick")
 
+    clock = ManualClock(auto_advance=False)
     async with agentflow.open(
-        url(tmp_path), durability="process", clock=ManualClock(), queues=["one"]
+        url(tmp_path), durability="process", clock=clock, queues=["one"]
     ) as flow:
         await flow.set_queue("one", concurrency=1)
         first = await flow.start(sleeper, queue="one")
         second = await flow.start(quick, queue="one")
-        await first.result()
         await second.result()
+        clock.auto_advance = True
+        await first.result()
 
     assert order == ["sleeps", "quick", "awake"]
 
