@@ -89,6 +89,7 @@ class Call:
         "started_seq",
         "state",
         "timer",
+        "turned_down",
         "workflow",
     )  # fmt: skip
 
@@ -105,6 +106,7 @@ class Call:
         self.state: CallState = "new"
         self.attempt = 0
         self.attempt_base = 0  # attempts before the last cut: they do not count as tries
+        self.turned_down = 0  # attempts that were refused before they began: they do not either
         self.retry_at_ms: int | None = None
         self.scheduled_at_ms = 0
         self.cancel_recorded = False

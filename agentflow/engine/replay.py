@@ -406,6 +406,7 @@ class Machine:
                 if event.retry_at_ms is None:
                     return self._settle(event, arrival)
                 call = self._known(event)
+                call.turned_down += bool(event.turned_down)
                 call.state, call.retry_at_ms = "backoff", event.retry_at_ms
                 call.provider_ref = event.provider_ref
                 self._backoff[call.key] = call

@@ -130,6 +130,7 @@ class ActivityFailed(Event):
     attempt: int
     retry_at_ms: int | None = None
     provider_ref: str | None = None  # the provider works on: the next attempt fetches this
+    turned_down: bool | None = None  # a rate was used up before it began: it counts for no try
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

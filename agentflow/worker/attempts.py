@@ -46,6 +46,8 @@ from agentflow.worker.threads import Threads
 _THREADS = 64
 # A coroutine that was told to stop has a moment to record what it cost; then nobody waits for it.
 _LAST_WORDS_SECONDS = 1.0
+_TOO_MANY = 429  # the status with which vendors say that a rate is used up
+_PATIENCE = 100  # refusals of one call that cost no try; a vendor that always says no has the word
 
 
 class Draws(Protocol):
@@ -95,6 +97,7 @@ class AttemptHouse:
         on_item: Where stream items go, or None while nobody watches.
         gate: What must be open before anything outside is touched; None = always open.
         answers: Looks up what the cache across runs has: (project, digest of the request).
+        is_rated: Whether a rate of our own limits the model of a call.
     """
 
     codec: Codec
@@ -107,6 +110,7 @@ class AttemptHouse:
     threads: Threads = field(default_factory=lambda: Threads(_THREADS))
     gate: Gate | None = None
     answers: Callable[[str, bytes], Awaitable[CachedAnswer | None]] | None = None
+    is_rated: Callable[[Call], bool] = lambda _: False
 
 
 class Attempt:
@@ -361,7 +365,8 @@ class Attempt:
             )
         parts = Parts()
         failure, payload = encode_failure(error, self._house.codec, parts)
-        retry_at_ms = self._retry_at_ms(options, error)
+        turned_down = self._is_turned_down(error)
+        retry_at_ms = self._retry_at_ms(options, error, is_free=turned_down)
         goes_on = options.resumes and isinstance(error, ProviderError) and error.in_flight
         event = ev.ActivityFailed(
             key=self.call.key,
@@ -369,10 +374,22 @@ class Attempt:
             attempt=self.number,
             retry_at_ms=retry_at_ms,
             provider_ref=self._ref_known if goes_on and retry_at_ms is not None else None,
+            turned_down=True if turned_down and retry_at_ms is not None else None,
         )
         return Arrival(event=event, value=failure, has_value=True, parts=parts)
 
-    def _retry_at_ms(self, options: ActivityOptions, error: Exception) -> int | None:
+    def _is_turned_down(self, error: Exception) -> bool:
+        """Return whether a rate that is shared was used up: that is no fault of the call.
+
+        Only where the rate is ours too: it waits for everybody then. Elsewhere tries are all that
+        keeps a call from knocking for ever, and a fallback model from being asked.
+        """
+        is_refusal = isinstance(error, ProviderError) and error.status == _TOO_MANY
+        return is_refusal and self.call.turned_down < _PATIENCE and self._house.is_rated(self.call)
+
+    def _retry_at_ms(
+        self, options: ActivityOptions, error: Exception, *, is_free: bool = False
+    ) -> int | None:
         if isinstance(error, (NonRetryableError, PayloadError, UsageError)):
             return None
         if isinstance(error, ProviderError) and not error.retryable:
@@ -385,7 +402,7 @@ class Attempt:
             at_least = error.retry_after_seconds
         wait = delay_seconds(
             options.retry,
-            attempt=self.number - self.call.attempt_base,
+            attempt=self.number - self.call.attempt_base - self.call.turned_down - is_free,
             draw=self._house.draws.random(),
             at_least_seconds=at_least,
         )

@@ -54,12 +54,8 @@ class Metering:
 
     def demand(self, call: Call) -> Demand | None:
         """Return what an attempt takes of the rates; None where nothing limits its model."""
-        asked = call.activity_call
-        request = asked.arguments.get("request") if asked is not None else None
-        if not isinstance(request, ModelRequest) or call.provider_ref:
-            return None
-        provider = request.model.partition(":")[0]
-        if self._house.rates.isdisjoint((request.model, f"{provider}:*")):
+        request = limited(self._house.rates, call)
+        if request is None or call.provider_ref:
             return None
         return Demand(
             model=request.model, key=self._row.concurrency_key, tokens=estimated_tokens(request)
@@ -94,6 +90,16 @@ class Metering:
             pause = self._refused.pop(key, None)
             found.append(Metered(demand=demand, taken=taken, tokens=tokens, pause_until_ms=pause))
         return found
+
+
+def limited(rates: frozenset[str], call: Call) -> ModelRequest | None:
+    """Return the request of a model call that one of *rates* limits, or None."""
+    asked = call.activity_call
+    request = asked.arguments.get("request") if asked is not None else None
+    if not isinstance(request, ModelRequest):
+        return None
+    provider = request.model.partition(":")[0]
+    return None if rates.isdisjoint((request.model, f"{provider}:*")) else request
 
 
 def _tokens(entries: list[LedgerWrite]) -> int | None:

@@ -45,6 +45,7 @@ from agentflow.worker.broadcast import Broadcast
 from agentflow.worker.dispatcher import Deferral, Dispatcher
 from agentflow.worker.inbox import arrival_of
 from agentflow.worker.membership import Membership
+from agentflow.worker.metering import limited
 from agentflow.worker.runner import House, Runner
 from agentflow.worker.scheduler import Scheduler
 
@@ -147,6 +148,7 @@ class Worker:
             resources=self._options.resources, on_item=self._show, is_watched=self._is_watched,
             gate=self.membership if is_shared else None,
             answers=store.cached_answer,
+            is_rated=lambda call: limited(self._house.rates, call) is not None,
         )  # fmt: skip
         self._house = House(
             store=store, codec=codec, clock=clock, registry=registry, attempts=self._attempts,

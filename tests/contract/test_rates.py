@@ -12,7 +12,8 @@ import pytest
 import agentflow
 from agentflow import Agent, workflow
 from agentflow.engine.definitions import REGISTRY
-from agentflow.errors import ProviderError, UsageError
+from agentflow.errors import ProviderError, RunFailedError, UsageError
+from agentflow.history.events import ActivityFailed
 from agentflow.llm.messages import assistant
 from agentflow.llm.request import ModelRequest
 from agentflow.llm.response import ModelResponse
@@ -118,6 +119,27 @@ async def test_tokens_and_keys_have_rates_of_their_own(url: str) -> None:
     assert rates == {
         ("vendor:*", ""): 2, ("vendor:m", "*"): 0, ("vendor:m", "a"): 1, ("vendor:m", "b"): 1
     }  # fmt: skip
+
+
+async def test_a_refusal_costs_no_try(url: str) -> None:
+    """More refusals than the policy has tries; without a rate of our own they would count."""
+    clock = ManualClock()
+    vendor, ask = Vendor(clock, refuses=9), asker()
+    async with agentflow.open(url, clock=clock, durability="process", providers=[vendor]) as flow:
+        unlimited = await flow.start(ask, "a")
+        with pytest.raises(RunFailedError, match="slow down"):
+            await unlimited.result()
+        asked = len(vendor.asked)
+        vendor.asked.clear()
+        await flow.set_rate("vendor:m", requests_per_minute=100)
+        run = await flow.start(ask, "b")
+        assert await run.result() == "yes"
+        failed = [e for e in await run.history() if isinstance(e, ActivityFailed)]
+
+    assert asked == 6
+    assert len(vendor.asked) == 10
+    assert [e.turned_down for e in failed] == [True] * 9
+    assert vendor.asked[-1] - vendor.asked[0] >= 9 * 20_000
 
 
 async def test_a_vendors_refusal_pauses_everybody(url: str) -> None:
