@@ -65,6 +65,10 @@ _ROW = (
 )
 _ROW_NAMES = ("run_pk_", "key_", "attempt_", "budget_pk_")
 RELEASE = Hot(lambda _: reservations.delete().where(*_ROW), *_ROW_NAMES)
+REKEY = Hot(
+    lambda _: reservations.update().where(*_ROW).values(key=bindparam("new_key")),
+    "new_key", *_ROW_NAMES,
+)  # fmt: skip
 DOUBT = Hot(lambda _: reservations.update().where(*_ROW).values(doubtful=const(1)), *_ROW_NAMES)
 
 
@@ -117,6 +121,9 @@ OF_CALL = Hot(
 
 SETTLES = (ev.ActivityCompleted, ev.ActivityFailed, ev.ActivityCancelled, ev.ActivityInDoubt)
 SWEEPS = (ev.RunCompleted, ev.RunFailed, ev.RunCancelled, ev.RunReopened, ev.RunContinued)
+# From then on the run may start a call under a key and an attempt that it has used before.
+RENEWS = (ev.RunReopened, ev.RunContinued)
+PAST = "\x1f"  # between a key and the event that ended the part of the run that it belongs to
 KNOWN = ("priced", "not_billed", "cached")
 
 
@@ -147,6 +154,7 @@ class Till:
         self._new: list[Row] = []
         self._released: list[Row] = []
         self._doubted: list[Row] = []
+        self._past: list[Row] = []
         self._reserves: set[int] = set()
         self._waits: dict[tuple[int, int], Amount] = {}
         self._ended: list[int] = []
@@ -282,6 +290,8 @@ class Till:
                 self._settle_call(state, fact, entries.pop(fact.key, []))
             elif isinstance(fact, SWEEPS):
                 self._sweep(state)
+                if isinstance(fact, RENEWS):
+                    self._leave_behind(state)
                 if isinstance(fact, ev.TERMINAL):
                     self._ended.append(state.pk)
         for left in entries.values():
@@ -332,6 +342,13 @@ class Till:
         for held in [h for h in self._held[state.pk] if not h.doubtful]:
             self._settle_one(state, held, Actual(None, None))
 
+    def _leave_behind(self, state: State) -> None:
+        """Give the doubts of what has been so far keys that no later call has."""
+        for held in self._held[state.pk]:
+            if PAST not in held.key:
+                key, held.key = held.key, f"{held.key}{PAST}{state.next_seq}"
+                self._past.append((held.key, state.pk, key, held.attempt, held.account.pk))
+
     def _book(self, state: State, entries: list[LedgerWrite], held: Sequence[Held]) -> None:
         """Count entries in the budgets that held nothing for them."""
         if not entries:
@@ -370,12 +387,21 @@ class Till:
         woken = self._wake([a for a in accounts if a.waiters and a.freed])
         rows = [self._row(a) for a in accounts if a.delta or a.pk in self._touched]
         tx.must(ADD, rows)
-        tx.many(RESERVE, self._new)
+        # What begins in this transaction may have a key that an older doubt has had until now; what
+        # was held by an append before it in this transaction is not in the way.
+        tx.many(RESERVE, [row for row in self._new if not self._renews(row)])
         tx.many(RELEASE, self._released)
         tx.many(DOUBT, self._doubted)
+        tx.many(REKEY, self._past)
+        tx.many(RESERVE, [row for row in self._new if self._renews(row)])
         tx.many(FORGET_WAITS, [(pk,) for pk in self._ended])
         tx.many(NEWS, [(pk,) for pk in woken])
         tx.news = tx.news or bool(woken)
+
+    def _renews(self, row: Row) -> bool:
+        """Return whether a new reservation has a place that an older one has had until now."""
+        run_pk, key, attempt, budget_pk = row[:4]
+        return any(past[1:] == (run_pk, key, attempt, budget_pk) for past in self._past)
 
     def _row(self, account: Account) -> Row:
         delta = account.delta
@@ -465,15 +491,8 @@ def adjusted(tx: Tx, run_pk: int, entry: LedgerWrite) -> None:
     tags = set(json.loads(row.tags)) if row.tags else set()
     wide = tx.by_keys(WIDE_LOCKED, [row.project], day_of(tx.now_ms))
     found += [account_of(one) for one in wide if one[2] == "tag" and one[3] in tags]
-    mine = (reservations.c.run_pk == run_pk, reservations.c.key == entry.key)
-    doubtful = {
-        held.budget_pk: Amount(held.amount_pico_usd, held.amount_tokens)
-        for held in tx.conn.execute(
-            select(reservations).where(
-                *mine, reservations.c.attempt == entry.attempt, reservations.c.doubtful == 1
-            )
-        )
-    }
+    mine = _oldest_doubt(tx, run_pk, entry)
+    doubtful = {held.budget_pk: Amount(held.amount_pico_usd, held.amount_tokens) for held in mine}
     # The ledger has what is known of a partly priced call, and the adjustment beside it.
     whole = amount + sum(row[0] or 0 for row in tx.rows(OF_CALL, run_pk, entry.key, entry.attempt))
     known = {a.pk for a in found}
@@ -485,10 +504,20 @@ def adjusted(tx: Tx, run_pk: int, entry: LedgerWrite) -> None:
         else:
             account.book(Actual(amount, None), is_over=False)
         till.take(account)
-    if doubtful:
-        tx.conn.execute(
-            reservations.delete().where(
-                *mine, reservations.c.attempt == entry.attempt, reservations.c.doubtful == 1
-            )
-        )
+    tx.many(RELEASE, [(run_pk, held.key, held.attempt, held.budget_pk) for held in mine])
     till.write()
+
+
+def _oldest_doubt(tx: Tx, run_pk: int, entry: LedgerWrite) -> list[Any]:
+    """Return what is held in doubt for the call that an adjustment names; the oldest such call."""
+    is_past = reservations.c.key.startswith(entry.key + PAST, autoescape=True)
+    query = select(reservations).where(
+        reservations.c.run_pk == run_pk,
+        or_(reservations.c.key == entry.key, is_past),
+        reservations.c.attempt == entry.attempt,
+        reservations.c.doubtful == 1,
+    )
+    found = list(tx.conn.execute(query))
+    past = [int(held.key.partition(PAST)[2]) for held in found if PAST in held.key]
+    key = f"{entry.key}{PAST}{min(past)}" if past else entry.key
+    return [held for held in found if held.key == key]

@@ -14,6 +14,7 @@ from typing import Any
 
 from agentflow.clock import from_ms
 from agentflow.history import events as ev
+from agentflow.storage.till import PAST
 from agentflow.testing.facts import RunFacts, StoreFacts
 
 _KNOWN = {"priced", "not_billed", "cached", "adjusted"}
@@ -33,7 +34,7 @@ def budgets(facts: StoreFacts) -> Iterator[str]:
             yield f"reservation of {place}: its run or budget does not exist"
             continue
         held[one["budget_pk"]].append(one)
-        if (one["key"], one["attempt"]) not in _started(run):
+        if (one["key"].partition(PAST)[0], one["attempt"]) not in _started(run):
             yield f"run {run.row['id']}: {place} holds money and never started"
         elif not one["doubtful"] and one["key"] not in waited_for(run):
             yield f"run {run.row['id']}: {place} holds money and has its outcome"

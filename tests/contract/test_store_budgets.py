@@ -20,6 +20,8 @@ from agentflow.history.events import (
     ActivityStarted,
     AnyEvent,
     RunCompleted,
+    RunContinued,
+    RunReopened,
 )
 from agentflow.ledger.budgets import Bound, Budget, Limits
 from agentflow.ledger.entries import AttemptRecord, CostLine, Priced
@@ -180,6 +182,28 @@ def test_a_doubtful_attempt_stays_spent_and_a_resumed_one_stays_held() -> None:
         await till.append(starts=(starting(attempt=3),))
         await till.append(ActivityCompleted(key="k", attempt=3), ledger=(cost(40, attempt=3),))
         assert await till.sums() == (340, 0, 300)
+
+    in_till(test)
+
+
+@pytest.mark.parametrize(
+    "renewal", [RunContinued(signals=[]), RunReopened(at_seq=1, reason="retry")]
+)
+def test_a_doubt_of_what_has_been_is_not_in_the_way_of_a_call_under_its_key(
+    renewal: AnyEvent,
+) -> None:
+    """A new segment counts its calls anew; an old doubt stays spent, and can be settled by hand."""
+
+    async def test(till: Till) -> None:
+        for _ in range(2):
+            await till.append(starts=(starting(),))
+            doubt = ActivityInDoubt(key="k", attempt=1, policy="retry")
+            await till.append(doubt, ledger=(cost(None),))
+            await till.append(renewal)
+        assert await till.sums() == (600, 0, 600)
+        await till.append(starts=(starting(),))
+        await till.append(ActivityCompleted(key="k", attempt=1), ledger=(cost(40),))
+        assert await till.sums() == (640, 0, 600)
 
     in_till(test)
 
