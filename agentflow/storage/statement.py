@@ -245,6 +245,9 @@ class Tx:
         self.news = False
         self.is_over = False
 
+    def identify(self) -> None:
+        """Make sure that its outcome can be asked for, should the answer to COMMIT be lost."""
+
     def run(self, hot: Hot, *values: Any) -> int:
         """Execute a change and return the number of rows that it changed."""
         self.cursor.execute(hot.sql(self.dialect), values)

@@ -234,6 +234,7 @@ class Writer:
                     tx = self._dialect.begin(conn, cursor, now_ms)
                 done = Done(results, tx.news)
                 self._faults.before_commit()
+                tx.identify()
                 sync_point("commit.before")
                 self._unanswered = (tx, done)
                 cursor.execute("COMMIT")

@@ -296,6 +296,42 @@ async def test_a_commit_whose_reply_is_lost_is_known_to_be_written(postgres_url:
         assert await w.kinds(row) == ["RunStarted", "ActivityScheduled", "ActivityStarted"]
 
 
+async def test_a_write_that_waited_for_nothing_can_be_asked_for_too(postgres_url: str) -> None:
+    """Its number is known before its COMMIT is sent, with which the rest would have travelled."""
+    with proxied(postgres_url) as (proxy, url):
+        async with opened(url) as w:
+            await w.start()
+            row = await claimed(w)
+            proxy.cuts = 1
+            await w.store.forgive([(row.pk, row.epoch)])
+            proxy.cuts = 1
+            await w.store.release("w1", [row.pk])
+
+            assert proxy.cuts == 0
+            assert (await w.row(row)).owner is None
+
+
+async def test_a_writer_that_is_stopped_in_a_transaction_lets_go_of_its_rows(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ends what it has begun: else a peer could not take its runs over."""
+    monkeypatch.setattr(postgres_module, "IDLE_SECONDS", 0.3)
+    async with two(postgres_url) as (one, other):
+        await one.start()
+        row = await claimed(one)
+        stopped = postgres_module.PostgresDialect(postgres_url)
+        stopped.open()
+        with stopped.connect_writer() as conn:
+            conn.exec_driver_sql("BEGIN")
+            conn.exec_driver_sql("SELECT 1 FROM runs FOR UPDATE")
+            async with asyncio.timeout(3):
+                await other.append(row, outcome(1))
+            conn.invalidate()
+        stopped.close()
+
+        assert await other.kinds(row) == ["RunStarted", "ActivityCompleted"]
+
+
 async def test_a_claim_whose_reply_is_lost_is_not_lost(postgres_url: str) -> None:
     """Its runs are handed out, with the epoch that was written."""
     trouble = Trouble()

@@ -59,6 +59,9 @@ from agentflow.storage.views import postgres_view
 
 READERS = 4
 WRITE_SECONDS, READ_SECONDS = 10, 60  # a statement, as the server counts
+# A writer that was stopped, or cut off, between two statements holds rows that a peer wants to take
+# over: the server must end its transaction long before a lease and two seconds are over.
+IDLE_SECONDS = 3
 MIGRATION_SECONDS = 3600  # a step of it; or the wait for another process that migrates
 # Class of our advisory locks: the first half of the digest of a word, so that others' are not hit.
 LOCKS = zlib.crc32(b"agentflow") >> 1
@@ -135,6 +138,10 @@ class PostgresTx(Tx):
         """The transaction's number in the database."""
         return str(self._begun()[0][1])
 
+    def identify(self) -> None:
+        """Learn its number before COMMIT is sent: one that only writes has waited for nothing."""
+        self._begun()
+
     def returned(self, hot: Hot, rows: Sequence[Row]) -> list[Row]:
         """Execute a change for many rows at once."""
         if not rows:
@@ -207,7 +214,7 @@ class PostgresDialect:
         self._pid = os.getpid()
 
         def writer() -> psycopg.Connection[Any]:
-            return self.connect(WRITE_SECONDS)
+            return self.connect(WRITE_SECONDS, IDLE_SECONDS)
 
         def reader() -> psycopg.Connection[Any]:
             return self.connect(READ_SECONDS)
@@ -221,9 +228,12 @@ class PostgresDialect:
             ),
         )  # fmt: skip
 
-    def connect(self, statement_seconds: float) -> PatientConnection:
+    def connect(
+        self, statement_seconds: float, idle_seconds: float | None = None
+    ) -> PatientConnection:
         """Return a new connection of psycopg's, set up."""
-        return connected(self.address, statement_seconds)
+        idle = statement_seconds if idle_seconds is None else idle_seconds
+        return connected(self.address, statement_seconds, idle)
 
     def _both(self) -> tuple[Engine, Engine]:
         if self._engines is None:

@@ -71,12 +71,13 @@ class PatientConnection(psycopg.Connection[Any]):
             return e.value
 
 
-def connected(address: Address, statement_seconds: float) -> PatientConnection:
+def connected(address: Address, statement_seconds: float, idle_seconds: float) -> PatientConnection:
     """Return a new connection, set up.
 
     Args:
         address: The database.
         statement_seconds: After how long the server gives a statement up.
+        idle_seconds: After how long it gives a transaction up in which nothing is asked.
 
     Raises:
         StoreError: the server is too old, or the database's encoding is not UTF8.
@@ -86,14 +87,16 @@ def connected(address: Address, statement_seconds: float) -> PatientConnection:
     made = PatientConnection.connect(target, autocommit=True, prepare_threshold=None)
     made.deadline_seconds = made.answer_seconds = statement_seconds + GRACE_SECONDS
     try:
-        _set_up(made, address, statement_seconds)
+        _set_up(made, address, statement_seconds, idle_seconds)
     except BaseException:
         made.close()
         raise
     return made
 
 
-def _set_up(made: PatientConnection, address: Address, statement_seconds: float) -> None:
+def _set_up(
+    made: PatientConnection, address: Address, statement_seconds: float, idle_seconds: float
+) -> None:
     version = made.info.server_version
     if version < OLDEST_VERSION:
         msg = f"the server is PostgreSQL {version // 10_000}; agentflow needs 14 or later"
@@ -101,7 +104,7 @@ def _set_up(made: PatientConnection, address: Address, statement_seconds: float)
     settings = {
         "statement_timeout": f"{statement_seconds}s",
         "lock_timeout": f"{LOCK_SECONDS}s",
-        "idle_in_transaction_session_timeout": f"{statement_seconds + 20}s",
+        "idle_in_transaction_session_timeout": f"{idle_seconds}s",
         "client_encoding": "UTF8",
     }
     if address.schema:
