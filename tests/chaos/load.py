@@ -68,8 +68,7 @@ class Load:
                 if not open_:
                     return
                 if time.monotonic() > until:
-                    msg = f"{open_} runs did not end"
-                    raise TimeoutError(msg)
+                    raise TimeoutError(await self._left(open_))
             else:
                 await self._fill(self._open_runs - open_)
             await asyncio.sleep(LOOK_SECONDS)
@@ -82,6 +81,17 @@ class Load:
         )
         short, all_, ended = found[0]
         return (all_ if self._stopping else short), ended
+
+    async def _left(self, count: int) -> str:
+        """Return what is to be known of runs that do not end."""
+        rows = await self._stage.look.patiently(
+            "SELECT r.id, status, wait, error, owner, wake_at_ms, epoch, kill_count, next_seq, "
+            "(extract(epoch FROM now()) * 1000)::bigint - r.updated_at_ms AS age_ms, "
+            "l.until_ms - (extract(epoch FROM now()) * 1000)::bigint AS lease_left_ms "
+            "FROM runs r LEFT JOIN leases l ON l.worker_id = owner "
+            "WHERE ended_at_ms IS NULL ORDER BY r.updated_at_ms LIMIT 12"
+        )
+        return "\n  ".join([f"{count} runs did not end:", *map(str, rows)])
 
     async def _fill(self, wanted: int) -> None:
         async with asyncio.TaskGroup() as group:

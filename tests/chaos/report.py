@@ -148,6 +148,9 @@ def facts_of(outcome: Outcome) -> Iterable[tuple[str, str]]:
         "takeovers timed: p50, p99, longest",
         f"{len(calm):,}: {', '.join(f'{share(calm, part):.2f} s' for part in (0.5, 0.99, 1.0))}",
     )
+    for fault in sorted({s.fault for s in outcome.samples}):
+        mine = sorted(s.seconds for s in outcome.samples if s.fault == fault and not s.disturbed)
+        yield f"takeovers after {fault}", f"{len(mine):,}: longest {share(mine, 1.0):.2f} s"
     upset = sorted(s.seconds for s in outcome.samples if s.disturbed)
     yield (
         "takeovers while the server was in trouble",
