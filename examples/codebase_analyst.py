@@ -22,7 +22,7 @@ from agentflow.providers.scripted import ToolCall, call, script
 
 def inside(ctx: ActivityContext, path: str = ".") -> Path:
     """Return a path of the folder; what leads out of it is refused, links too."""
-    root: Path = ctx.resources["folder"]
+    root: Path = ctx.resources["folder"].resolve()
     if (found := (root / path).resolve()).is_relative_to(root):
         return found
     raise NonRetryableError(f"{path} is outside of the folder")
@@ -76,5 +76,5 @@ async def analyse(folder: str, question: str = "What is in this code?") -> str:
 
 
 if __name__ == "__main__":
-    where = {"folder": Path(sys.argv[1]).resolve()}
-    print(run_sync(analyse, *sys.argv[1:], id=" ".join(sys.argv[1:]), resources=where))
+    words = sys.argv[1:] or sys.exit(__doc__)
+    print(run_sync(analyse, *words, id=" ".join(words), resources={"folder": Path(words[0])}))

@@ -41,7 +41,8 @@ def verify(*, run_id: str | None, everything: bool, limit: int, where: Where, as
     else:
         for item in found:
             _write(item)
-        note(f"{len(found)} runs checked, {problems} with problems")
+        runs = "1 run" if len(found) == 1 else f"{len(found)} runs"
+        note(f"{runs} checked, {problems} with problems")
         if truncated:
             truncation(limit, "runs")
     return ExitCode.FAILED if problems else ExitCode.DONE

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from agentflow.cli import session
+from agentflow.cli.listing import ListingGroup
 from agentflow.cli.option import Where, where_options
 from agentflow.cli.output import table, write_items, write_json
 from agentflow.client import Client
@@ -19,7 +20,7 @@ from agentflow.ledger.entries import usd
 _TOKENS = click.option("--tokens", type=int, metavar="N", help="Input and output tokens together.")
 
 
-@click.group("budget")
+@click.group("budget", cls=ListingGroup)
 def budget() -> None:
     """List budgets, set one, or raise one so that runs that wait for it go on."""
 

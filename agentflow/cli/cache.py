@@ -9,13 +9,14 @@ from typing import Any
 import click
 
 from agentflow.cli import session
+from agentflow.cli.listing import ListingGroup
 from agentflow.cli.option import Span, Where, where_options
 from agentflow.cli.output import iso, table, write_items, write_json
 from agentflow.ledger.cache import CacheGroup
 from agentflow.ledger.entries import usd
 
 
-@click.group("cache")
+@click.group("cache", cls=ListingGroup, first="stats")
 def cache() -> None:
     """Show what the cache across runs holds and has saved, or forget answers."""
 

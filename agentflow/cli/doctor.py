@@ -19,7 +19,7 @@ from agentflow.protocols import Checkup
 from agentflow.settings import read_settings
 
 _PACKAGES = ("sqlalchemy", "pydantic", "openai", "anthropic", "genai-prices", "click", "rich")
-_EXTRAS = {"crypto": "cryptography", "tiktoken": "tiktoken"}
+_EXTRAS = {"crypto": "cryptography", "postgres": "psycopg", "tiktoken": "tiktoken"}
 
 
 @click.command("doctor")
@@ -27,8 +27,9 @@ _EXTRAS = {"crypto": "cryptography", "tiktoken": "tiktoken"}
 def doctor(*, where: Where, as_json: bool) -> int:
     """Check the database and this installation.
 
-    Reads the whole database file (SQLite's integrity check) and reports what is wrong and what to
-    do about it. Exit code 8 says that the file is damaged or of another version.
+    Reports what is wrong and what to do about it. Of SQLite it reads the whole file (its integrity
+    check); of many workers it looks for dead ones, versions that none of them has, runs that are
+    stuck, and clocks apart. Exit code 8 says that the database is damaged or of another version.
     """
     checkup = asyncio.run(_checkup(where))
     here = installation(where)
@@ -40,7 +41,8 @@ def doctor(*, where: Where, as_json: bool) -> int:
         table(("FACT", "VALUE"), ((name, _text(value)) for name, value in facts.items()))
         for problem in checkup.problems:
             click.secho(f"problem: {problem}", fg="red")
-        click.echo("all is well" if not checkup.problems else f"{len(checkup.problems)} problems")
+        count = len(checkup.problems)
+        click.echo(f"{count} problem{'' if count == 1 else 's'}" if count else "all is well")
     # Problems are also things to know (the version of SQLite): only damage stops a script.
     damaged = checkup.facts.get("integrity", ["ok"]) != ["ok"]
     return ExitCode.DATABASE if damaged else ExitCode.DONE

@@ -114,9 +114,16 @@ def result_of(client: Client, row: RunRow) -> Any:
 
 def _kept(made: Report) -> str:
     count = made.recorded
-    return (
-        "nothing is recorded yet" if not count else f"{count} recorded results are not paid again"
-    )
+    return f"{results_are(count)} not paid again" if count else "nothing is recorded yet"
+
+
+def results_are(count: int) -> str:
+    """Return the subject of a sentence about recorded results.
+
+    >>> results_are(1), results_are(2)
+    ('1 recorded result is', '2 recorded results are')
+    """
+    return "1 recorded result is" if count == 1 else f"{count} recorded results are"
 
 
 def _summary(made: Report) -> str:

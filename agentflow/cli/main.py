@@ -177,7 +177,7 @@ def as_known(error: Exception) -> AgentflowError:
     if isinstance(error, AgentflowError):
         return error
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
-        return UsageError("this command needs arguments\n" + error.format_message())
+        return UsageError("name a command\n" + error.format_message())
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "agentflow"

@@ -13,7 +13,7 @@ import click
 from agentflow.app import Flow
 from agentflow.cli import session
 from agentflow.cli.chronicle import Chronicle
-from agentflow.cli.ending import Report, cost_of, report
+from agentflow.cli.ending import Report, cost_of, report, results_are
 from agentflow.cli.exit_code import ExitCode
 from agentflow.cli.follow import Brake, Follower, follow
 from agentflow.cli.option import Command, Span, Where, app_option, where_options
@@ -101,6 +101,8 @@ def following_options(command: Command) -> Command:
     type=click.Choice(LATENCIES),
     help="How long answers of models may take, for less money, where the code does not say.",
 )
+@click.option("--queue", metavar="NAME", help="Queue of the run. [its workflow's, or default]")
+@click.option("--priority", type=int, default=0, show_default=True, help="Higher goes first.")
 @click.option("--detach", is_flag=True, help="Record the run for a worker elsewhere, and return.")
 @following_options
 @where_options
@@ -114,6 +116,8 @@ def run(  # noqa: PLR0913 -- the options of the command
     budget: str | None,
     on_exhausted: str,
     latency: Latency | None,
+    queue: str | None,
+    priority: int,
     detach: bool,
     wait: bool,
     timeout: timedelta | None,
@@ -135,8 +139,9 @@ def run(  # noqa: PLR0913 -- the options of the command
     """  # noqa: D301 -- click's mark, a backspace
     wanted = load_target(target)
     arguments = arguments_of(wanted.workflow, words, given)
-    limits = {"budget_usd": budget, "on_exhausted": on_exhausted, "latency": latency}
-    start = Start(wanted, arguments, run_id, tags, limits)
+    terms = {"budget_usd": budget, "on_exhausted": on_exhausted, "latency": latency,
+             "queue": queue, "priority": priority}  # fmt: skip
+    start = Start(wanted, arguments, run_id, tags, terms)
     how = Following(wait=wait, timeout=timeout, stream=stream, as_json=as_json)
     if detach:
         return asyncio.run(_detach(where, start, as_json=as_json))
@@ -151,13 +156,13 @@ class Start:
     arguments: dict[str, Any]
     run_id: str | None
     tags: tuple[str, ...]
-    limits: dict[str, str | None]
+    terms: dict[str, str | int | None]
 
 
 async def _begin(client: Any, start: Start) -> Run[Any]:
     workflow = start.target.workflow
     args, kwargs = workflow.call_arguments(start.arguments)
-    options = {"id": start.run_id, "tags": start.tags, **start.limits}
+    options = {"id": start.run_id, "tags": start.tags, **start.terms}
     made: Run[Any] = await client.start(workflow, *args, **options, **kwargs)
     return made
 
@@ -169,7 +174,7 @@ async def _detach(where: Where, start: Start, *, as_json: bool) -> int:
             write_run(run_json(await handle.info()))
         else:
             click.echo(handle.id)
-    note("recorded; the process that works on this database takes it up, or:")
+    note("recorded; a worker of this database that has its code takes it up, or:")
     note(f"  {again(handle.id, (start.target.source,), where)}")
     return ExitCode.DONE
 
@@ -282,15 +287,20 @@ async def _tell_others(flow: Flow, run_id: str) -> None:
         return
     rows = await flow.list(status=("pending", "running"), limit=_OTHERS)
     mine = set(REGISTRY.workflows)
-    others = [r.id for r in rows if r.workflow in mine and run_id not in {r.id, r.parent_id}]
+    peers = {w.card.id for w in await flow.store.workers() if w.is_alive} - {flow.worker.id}
+    others = [
+        r.id
+        for r in rows
+        if r.workflow in mine and r.owner not in peers and run_id not in {r.id, r.parent_id}
+    ]
     if others:
         more = ", …" if len(others) > _SHOWN else ""
         names = ", ".join(others[:_SHOWN]) + more
-        note(f"this process also goes on with {len(others)} unfinished runs: {names}")
+        runs = "1 unfinished run" if len(others) == 1 else f"{len(others)} unfinished runs"
+        note(f"this process also goes on with {runs}: {names}")
 
 
 def _resumed(run_id: str, recorded: int) -> str:
     if not recorded:
         return f"run {run_id} goes on"
-    results = "1 recorded result is" if recorded == 1 else f"{recorded} recorded results are"
-    return f"run {run_id} goes on: {results} replayed, not paid again"
+    return f"run {run_id} goes on: {results_are(recorded)} replayed, not paid again"

@@ -12,7 +12,7 @@ import click
 from agentflow.cli import session
 from agentflow.cli.listing import ListingGroup
 from agentflow.cli.option import Span, Where, where_options
-from agentflow.cli.output import iso, now_ms, run_json, table, when, write_items, write_json
+from agentflow.cli.output import iso, now_ms, run_json, span, table, when, write_items, write_json
 from agentflow.cli.target import arguments_of, load_target
 from agentflow.client import Client
 from agentflow.errors import UsageError
@@ -193,9 +193,7 @@ def _told(one: Schedule, *, as_json: bool) -> None:
     now = now_ms()
     click.echo(f"schedule {one.name}: {one.workflow}, {one.table.words}")
     click.echo(f"next: {_next(one, now)}")
-    click.echo(
-        f"overlap: {one.overlap}; catch-up: {one.catch_up_ms / 1000:g} s; queue: {one.queue}"
-    )
+    click.echo(f"overlap: {one.overlap}; catch-up: {span(one.catch_up_ms)}; queue: {one.queue}")
     if one.last_run_id is not None:
         click.echo(f"last run: {one.last_run_id}; {one.started} started")
     if notes(one):

@@ -40,6 +40,8 @@ from agentflow.ledger.reports import CostGroup, CostQuery, dollars
 from agentflow.protocols import RunRow
 
 _STEPS = 100_000
+_ACTIVE = ("pending", "running")
+_NOBODY = "none at the moment: it goes on when a worker with its code is there"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +103,7 @@ async def _show(where: Where, run_id: str, wanted: Wanted) -> tuple[dict[str, An
             "_row": row,
             "input": _value(client, row.input),
             **_outcome(client, row),
+            "worker": await _worker(client, row),
             "cost": cost_json(cost),
             "_cost": cost_line(cost),
             "budgets": [budget_json(one) for one in limited],
@@ -108,6 +111,14 @@ async def _show(where: Where, run_id: str, wanted: Wanted) -> tuple[dict[str, An
         }
         truncated = await _add_parts(client, row, wanted, shown)
         return shown, truncated
+
+
+async def _worker(client: Client, row: RunRow) -> str | None:
+    """Return who has a run that is neither waiting nor over, or None where nobody alive has it."""
+    if row.status not in _ACTIVE:
+        return None
+    alive = {one.card.id for one in await client.store.workers() if one.is_alive}
+    return row.owner if row.owner in alive else None
 
 
 async def _add_parts(client: Client, row: RunRow, wanted: Wanted, shown: dict[str, Any]) -> bool:
@@ -210,6 +221,7 @@ def _write(shown: dict[str, Any]) -> None:
         ("run", shown["id"]),
         ("workflow", shown["workflow"]),
         ("status", status_text(shown["status"])),
+        ("worker", shown["worker"] or (_NOBODY if row.status in _ACTIVE else "")),
         ("waits for", shown["wait"]),
         ("error", one_line(shown["error"] or "", 300)),
         ("started", when(row.created_at_ms, now)),

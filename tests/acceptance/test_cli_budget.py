@@ -30,6 +30,7 @@ def test_a_run_waits_for_its_budget_until_somebody_raises_it() -> None:
     shown = call("show", "spend-1")
     assert "tree:spend-1: $0.8 of $1 spent" in shown.out
     (listed,) = call("budget", "list", "--json").json["items"]
+    assert call("budget", "--json").json["items"] == [listed]
     assert (listed["spent_usd"], listed["reserved_usd"], listed["left_usd"]) == ("0.8", "0", "0.2")
 
     raised = call("budget", "raise", "spend-1", "0.50")

@@ -320,8 +320,18 @@ def test_detach_records_the_run_for_later(here: Path) -> None:
     done = call("run", flow("cli_pages"), "1", "--id", "later", "--detach")
     assert (done.code, done.out) == (0, "later\n")
     assert effects(here) == []
+    assert call("show", "later", "--json").json["run"]["worker"] is None
+    assert "none at the moment" in call("show", "later").out
 
     assert call(*last_command(done)).json == ["page 0 for me"]
+
+
+def test_a_run_is_put_into_a_queue(here: Path) -> None:
+    """--queue and --priority are those of `flow.start`."""
+    terms = ("--queue", "mail", "--priority", "7")
+    made = call("run", flow("cli_pages"), "1", "--detach", *terms, "--json").json["run"]
+
+    assert (made["queue"], made["priority"], effects(here)) == ("mail", 7, [])
 
 
 def test_modules_may_be_set_once_for_all_commands(
@@ -378,4 +388,4 @@ def test_other_runs_that_go_on_here_are_named(here: Path) -> None:
     call("run", flow("cli_pages"), "1", "--id", "older", "--detach")
     done = call("run", flow("cli_sleep"), "0.1", "--id", "newer")
 
-    assert "this process also goes on with 1 unfinished runs: older" in done.err
+    assert "this process also goes on with 1 unfinished run: older" in done.err
