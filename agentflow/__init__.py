@@ -29,7 +29,6 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from agentflow.agents.agent import Agent, AgentResult
     from agentflow.agents.compaction import keep_last, summarise
-    from agentflow.agents.limits import Limits
     from agentflow.app import Flow, connect, open, run_sync
     from agentflow.client import Client, Run
     from agentflow.engine.context import Decision, RunInfo
@@ -51,6 +50,7 @@ if TYPE_CHECKING:
         uuid4,
         wait_signal,
     )
+    from agentflow.engine.limits import Limits
     from agentflow.errors import (
         ActivityError,
         AgentflowError,
@@ -88,7 +88,7 @@ _HOMES: dict[str, str] = {
     **dict.fromkeys(("Activity", "Workflow", "activity", "workflow"), "engine.definitions"),
     **dict.fromkeys(("ImagePart", "Message", "Messages"), "llm.messages"),
     "ActivityContext": "engine.definition",
-    "Limits": "agents.limits",
+    "Limits": "engine.limits",
     "ModelSettings": "llm.request",
     "RetryPolicy": "retry",
     **dict.fromkeys(("Tool", "tool"), "tools.tool"),

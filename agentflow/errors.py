@@ -363,10 +363,10 @@ class AnswerCutError(ActivityError):
 
 
 class LimitError(ActivityError):
-    """An agent passed one of its limits; `data` has ``limit``, ``allowed`` and ``used``."""
+    """A run or an agent passed one of its limits; `data`: ``limit``, ``allowed``, ``used``."""
 
     code = "AF809"
-    default_hint = "Raise the limit, or give the agent a smaller task; catch it to go on without."
+    default_hint = "Raise the limit, or give it a smaller task; catch the error to go on without."
 
 
 class NonRetryableError(AgentflowError):

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import platform
 from dataclasses import replace
+from typing import Any
 
 from agentflow import ids
 from agentflow.codec import Parts
+from agentflow.engine.definitions import Workflow
+from agentflow.engine.limits import recorded_limits
 from agentflow.history import events as ev
 from agentflow.protocols import Firing, Message, NewRun
 from agentflow.timetable import Decision, Schedule, run_id
 
+AnyWorkflow = Workflow[..., Any]
 
-def firing_of(one: Schedule, decision: Decision, *, now_ms: int, version: str) -> Firing:
+
+def firing_of(
+    one: Schedule, decision: Decision, *, now_ms: int, workflow: AnyWorkflow | None
+) -> Firing:
     """Return what is to be written for a decision, all of it or nothing.
 
     Args:
         one: The schedule as it was when the decision was made.
         decision: What is to happen.
         now_ms: The time.
-        version: Version of the workflow that the runs are pinned to; ``""`` = none.
+        workflow: What the runs are runs of, where it is known here: its version, its limits.
     """
-    new = tuple(start_of(one, due, now_ms=now_ms, version=version) for due in decision.starts)
+    new = tuple(start_of(one, due, now_ms=now_ms, workflow=workflow) for due in decision.starts)
     cancel = None
     if decision.cancel and one.last_run_id is not None:
         cancel = Message(
@@ -41,12 +48,13 @@ def firing_of(one: Schedule, decision: Decision, *, now_ms: int, version: str) -
     return Firing(after=after, starts=new, cancel=cancel, last_run_id=one.last_run_id)
 
 
-def start_of(one: Schedule, due_ms: int, *, now_ms: int, version: str) -> NewRun:
+def start_of(one: Schedule, due_ms: int, *, now_ms: int, workflow: AnyWorkflow | None) -> NewRun:
     """Return the run of a due time."""
     started = ev.RunStarted(
         time_ms=now_ms, actor=f"schedule:{one.name}", payload=one.payload, workflow=one.workflow,
-        seed=ids.new_message_id(), workflow_version=version,
+        seed=ids.new_message_id(), workflow_version=workflow.version if workflow else "",
         python_version=platform.python_version(), logic_flags=[],
+        limits=recorded_limits(workflow.limits if workflow else None, start_ms=now_ms),
     )  # fmt: skip
     return NewRun(
         project=one.project, id=run_id(one.name, due_ms), workflow=one.workflow, started=started,

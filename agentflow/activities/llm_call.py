@@ -223,6 +223,12 @@ async def _resumed(
     raise ResponseLostError(msg, retryable=True)
 
 
+def tokens_used(response: ModelResponse) -> int:
+    """Return the input and output tokens of an answer, as far as its vendor tells."""
+    usage = response.usage
+    return 0 if usage is None else usage.input_tokens + usage.output_tokens
+
+
 llm_call = Activity(
     _llm_call,
     name="llm_call",
@@ -230,6 +236,7 @@ llm_call = Activity(
         effect="idempotent", retry=MODEL_RETRY, on_doubt="retry", resumes=True, defers=True
     ),
 )
+llm_call.tokens_of = tokens_used
 
 
 def _models(ctx: ActivityContext) -> Models:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Literal
 
-from agentflow.agents.limits import Limits
 from agentflow.agents.result import AgentResult
 from agentflow.agents.spec import AgentSpec, AgentTool, Output, tool_name
 from agentflow.agents.turns import Reuse, run_turns
 from agentflow.dataclass import dataclass
 from agentflow.engine.definition import Latency
+from agentflow.engine.limits import Limits
 from agentflow.llm.messages import Messages
 
 __all__ = ["Agent", "AgentResult"]

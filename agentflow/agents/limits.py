@@ -9,58 +9,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
-from datetime import timedelta
-from typing import cast
 
+from agentflow.activities.llm_call import tokens_used
 from agentflow.codec import canonical
-from agentflow.dataclass import dataclass
-from agentflow.errors import LimitError, UsageError
+from agentflow.engine.limits import Limits
+from agentflow.errors import LimitError
 from agentflow.llm.messages import ToolCallPart
 from agentflow.llm.response import ModelResponse
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """What one run of an agent may use; agents that it calls as tools, or hands over to, included.
-
-    Where a limit is passed, `LimitError` is raised in the workflow; code that lets it through ends
-    the run as failed. What was paid for is never thrown away: a limit is checked before the next
-    call, so that the answer that passes it is still used. None = no limit of that kind.
-
-    Attributes:
-        calls: Number of answers of models.
-        tokens: Number of input and output tokens together, as far as vendors tell; the next call
-            is refused once they are used. An answer of the cache uses none.
-        depth: Number of agents that may be called one below the other as tools: 0 = none.
-        wall_clock: Longest time, waiting for people and batches included; what is in flight when
-            it is over is cancelled.
-        repeats: Number of times that the same tool may be called with the same arguments in one
-            conversation: more is a confused agent's loop.
-    """
-
-    calls: int | None = None
-    tokens: int | None = None
-    depth: int | None = None
-    wall_clock: timedelta | None = None
-    repeats: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check what was given."""
-        least = {"calls": 1, "tokens": 1, "depth": 0, "repeats": 1}
-        for name, lowest in least.items():
-            value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-                raise UsageError(f"limits: {name} is {value!r}, no whole number from {lowest} on")
-        span = self.wall_clock
-        is_span = isinstance(cast("object", span), timedelta)
-        if span is not None and not (is_span and span > timedelta(0)):
-            msg = f"limits: wall_clock is {span!r}, no span of time"
-            raise UsageError(msg, hint="Write wall_clock=timedelta(minutes=10).")
-
-
-NO_LIMITS = Limits()
 
 
 class Meter:
@@ -114,10 +69,9 @@ class Meter:
 
     def answered(self, response: ModelResponse) -> None:
         """Count what an answer used; what a vendor does not tell is not counted."""
-        usage = response.usage
-        if usage is not None:
-            for meter in self._line():
-                meter.tokens += usage.input_tokens + usage.output_tokens
+        tokens = tokens_used(response)
+        for meter in self._line():
+            meter.tokens += tokens
 
     def tool_asked(self, call: ToolCallPart) -> None:
         """Count a tool call that the model asks for.

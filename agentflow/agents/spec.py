@@ -12,10 +12,10 @@ from typing import Any, Generic, TypeAlias
 from typing_extensions import TypeVar
 
 from agentflow.activities.llm_call import llm_call, split_model
-from agentflow.agents.limits import NO_LIMITS, Limits
 from agentflow.dataclass import dataclass
 from agentflow.engine.definition import Latency, OnDoubt, check_latency
 from agentflow.engine.definitions import Activity
+from agentflow.engine.limits import NO_LIMITS, Limits
 from agentflow.errors import UsageError
 from agentflow.ledger.cache import CACHE_TTL, CacheScope, vendor_state
 from agentflow.llm.messages import Message, Messages

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any, Literal
 
 from agentflow.agents.input import message_of
-from agentflow.agents.limits import Limits, Meter
+from agentflow.agents.limits import Meter
 from agentflow.agents.result import AgentResult, Tally
 from agentflow.agents.sharing import rejoined
 from agentflow.agents.spec import AgentSpec, Output, check_cache
@@ -22,6 +22,7 @@ from agentflow.dataclass import dataclass
 from agentflow.engine.context import ActivityCall, Context, require_context
 from agentflow.engine.definition import Latency
 from agentflow.engine.functions import logger
+from agentflow.engine.limits import Limits
 from agentflow.errors import (
     ActivityError,
     ActivityTimeoutError,

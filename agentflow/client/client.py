@@ -20,13 +20,15 @@ from agentflow.client.schedule import Scheduling
 from agentflow.codec import Codec, Parts
 from agentflow.engine.definition import Latency, check_latency
 from agentflow.engine.definitions import Workflow
+from agentflow.engine.limits import Limits, recorded_limits
 from agentflow.errors import (
     InputMismatchError,
     NotFoundError,
     UsageError,
 )
 from agentflow.history import events as ev
-from agentflow.ledger.budgets import SCOPES, Budget, OnExhausted, Scope, limits
+from agentflow.ledger.budgets import SCOPES, Budget, OnExhausted, Scope
+from agentflow.ledger.budgets import limits as budget_limits
 from agentflow.ledger.cache import CacheGroup
 from agentflow.ledger.entries import adjustment
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
@@ -89,6 +91,7 @@ class Client(Scheduling):
         budget_tokens: int | None = None,
         on_exhausted: OnExhausted = "pause",
         latency: Latency | None = None,
+        limits: Limits | None = None,
         **kwargs: Any,
     ) -> Run[R]:
         """Start a run, or return the one that has this id.
@@ -111,6 +114,8 @@ class Client(Scheduling):
                 somebody raises the budget, ``raise`` BudgetError, or ``clamp`` its answer.
             latency: How long answers of models may take, in this run and its child runs, where
                 their code does not say: ``now``, or ``2h``, ``8h``, ``24h`` for less money.
+            limits: Calls, tokens, depth, time and repeats that the run may use; the workflow's
+                ``limits=`` by default. A new run's only.
             **kwargs: The workflow's arguments by name.
 
         Returns:
@@ -125,9 +130,10 @@ class Client(Scheduling):
             msg = f"start() takes a workflow, not {workflow!r}"
             raise UsageError(msg, hint="Decorate the function with @agentflow.workflow.")
         check_latency(latency, where="start()")
-        limited = limits(budget_usd, budget_tokens, on_exhausted)
+        budget = budget_limits(budget_usd, budget_tokens, on_exhausted)
         seams, parts = self._seams, Parts()
         now = seams.clock.now_ms()
+        start_at_ms = now + _ms(delay) if delay else 0
         run_id = id or ids.new_run_id()
         arguments = workflow.bind(args, kwargs)
         payload = seams.codec.encode_fields(
@@ -138,13 +144,14 @@ class Client(Scheduling):
             time_ms=now, actor=seams.actor, payload=payload, workflow=workflow.name,
             seed=ids.new_message_id(), workflow_version=workflow.version,
             python_version=_python_version(), logic_flags=[], latency=latency,
+            limits=recorded_limits(limits or workflow.limits, start_ms=start_at_ms or now),
         )  # fmt: skip
         new = NewRun(
             project=project or seams.project, id=run_id, workflow=workflow.name, started=started,
-            parts=parts, start_at_ms=now + _ms(delay) if delay else 0, tags=tuple(tags),
+            parts=parts, start_at_ms=start_at_ms, tags=tuple(tags),
             queue=checked_name(queue or workflow.queue or DEFAULT_QUEUE),
             priority=checked_priority(priority), concurrency_key=checked_key(key),
-            limits=None if limited.is_empty else limited,
+            limits=None if budget.is_empty else budget,
         )  # fmt: skip
         sync_point("start.before")
         ((row, is_new),) = await seams.store.start([new])
@@ -298,7 +305,7 @@ class Client(Scheduling):
             NotFoundError: there is no such run.
         """
         _check_scope(scope)
-        change = limits(limit_usd, limit_tokens, on_exhausted)
+        change = budget_limits(limit_usd, limit_tokens, on_exhausted)
         return await self._seams.store.set_budget(
             BudgetChange(project=self._seams.project, scope=scope, name=name, limits=change)
         )
@@ -326,7 +333,7 @@ class Client(Scheduling):
             NotFoundError: there is no such budget. UsageError: it has no such limit.
         """
         _check_scope(scope)
-        change = limits(by_usd, by_tokens)
+        change = budget_limits(by_usd, by_tokens)
         return await self._seams.store.set_budget(
             BudgetChange(
                 project=self._seams.project, scope=scope, name=name, limits=change, is_raise=True

@@ -203,8 +203,7 @@ class Scheduling(Operator):
                 starts=(now,), next_due_ms=one.next_due_ms, buffered_due_ms=one.buffered_due_ms
             )
             workflow = self._seams.registry.workflows.get(one.workflow)
-            version = workflow.version if workflow is not None else ""
-            firing = firing_of(one, decision, now_ms=now, version=version)
+            firing = firing_of(one, decision, now_ms=now, workflow=workflow)
             if await store.fire(firing):
                 row = await store.get_run(one.project, firing.starts[0].id)
                 return Run(self._seams, row)

@@ -289,9 +289,11 @@ class ActivityDefinition(Definition[P, R_co]):
         label: A word for people.
         is_async: Whether the function is an ``async def``; others run in a thread.
         cost_usd: What one attempt costs by itself, in US dollars; None where nobody said.
+        tokens_of: Returns how many tokens a result used; None where it is no call of a model.
     """
 
     cost_usd: Decimal | None = None
+    tokens_of: Callable[[Any], int] | None = None
 
     def __init__(
         self, fn: Callable[P, R_co], *, name: str | None = None, options: ActivityOptions

@@ -22,6 +22,7 @@ from agentflow.engine.definition import (
     check_latency,
 )
 from agentflow.engine.doors import guard_namespace
+from agentflow.engine.limits import Limits
 from agentflow.errors import UnknownWorkflowError, UsageError
 from agentflow.retry import NO_RETRY, RetryPolicy
 
@@ -43,6 +44,7 @@ class Workflow(Definition[P, R_co]):
         concurrency: How many of its runs may be active at once, on all workers; None = any number.
         per_key: How many of each concurrency key; None = any number.
         key: Says whose run it is, from its arguments, or None.
+        limits: What one of its runs may use where its start says nothing else, or None.
     """
 
     def __init__(  # noqa: PLR0913 -- the keywords of @workflow
@@ -57,6 +59,7 @@ class Workflow(Definition[P, R_co]):
         concurrency: int | None = None,
         per_key: int | None = None,
         key: Callable[..., str | None] | None = None,
+        limits: Limits | None = None,
     ) -> None:
         super().__init__(fn, name)
         if not inspect.iscoroutinefunction(fn):
@@ -69,6 +72,7 @@ class Workflow(Definition[P, R_co]):
         self.concurrency = concurrency
         self.per_key = per_key
         self.key = key
+        self.limits = limits
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the function as it is written."""
@@ -243,6 +247,7 @@ def workflow(
     concurrency: int | None = None,
     per_key: int | None = None,
     key: Callable[..., str | None] | None = None,
+    limits: Limits | None = None,
 ) -> Callable[[Callable[P, R]], Workflow[P, R]]: ...
 def workflow(  # noqa: PLR0913 -- the public keywords of a workflow
     fn: Callable[P, R] | None = None,
@@ -256,6 +261,7 @@ def workflow(  # noqa: PLR0913 -- the public keywords of a workflow
     concurrency: int | None = None,
     per_key: int | None = None,
     key: Callable[..., str | None] | None = None,
+    limits: Limits | None = None,
 ) -> Workflow[P, R] | Callable[[Callable[P, R]], Workflow[P, R]]:
     """Register an ``async def`` as a workflow: deterministic code whose calls are recorded.
 
@@ -272,6 +278,7 @@ def workflow(  # noqa: PLR0913 -- the public keywords of a workflow
         per_key: Number of them for each key. `agentflow queues set` overrides both.
         key: Gets the workflow's arguments and says whose run it is: a user, a tenant. Keys take
             turns, and are what `per_key` counts.
+        limits: What one of its runs may use, child runs too; `start(limits=)` goes before it.
 
     Returns:
         The workflow; calling it is a plain call.
@@ -280,7 +287,7 @@ def workflow(  # noqa: PLR0913 -- the public keywords of a workflow
     def register(function: Callable[P, R]) -> Workflow[P, R]:
         made = Workflow(
             function, name=name, version=version, fail_on=fail_on, on_mismatch=on_mismatch,
-            queue=queue, concurrency=concurrency, per_key=per_key, key=key,
+            queue=queue, concurrency=concurrency, per_key=per_key, key=key, limits=limits,
         )  # fmt: skip
         REGISTRY.add(made)
         # Names that the module took before they were guarded: `from random import choice`.

@@ -41,6 +41,7 @@ from agentflow.engine.definition import ActivityOptions
 from agentflow.engine.definitions import OnMismatch, Workflow
 from agentflow.engine.ending import Ending, Parking, bug_text, ending_of
 from agentflow.engine.fingerprint import mismatch_text, name_of, refreshed
+from agentflow.engine.limits import RunMeter
 from agentflow.engine.loop import WorkflowLoop
 from agentflow.engine.mailbox import Mailbox
 from agentflow.engine.memo import Voided
@@ -93,6 +94,7 @@ class Machine:
         parking: Why the run waits for a person, if it does.
         paused: Whether an operator paused the run.
         reuses: Whether a call of it may be answered from the cache across runs.
+        meter: Counts what it uses, where that is limited.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class Machine:
         self.parking: Parking | None = None
         self.paused = False
         self.reuses = False
+        self.meter = _meter_of(history, info)
         self.cancel_reason: str | None = None
         self.attributes: dict[str, Any] = {}
         self.queries: dict[str, Callable[..., Any]] = {}
@@ -468,7 +471,10 @@ class Machine:
                     event.payload, self.workflow.annotations, self.bodies, what=what
                 )
             args, kwargs = self.workflow.call_arguments(values)
-            self._root = self.loop.create_task(self.workflow.fn(*args, **kwargs))
+            code = self.workflow.fn(*args, **kwargs)
+            if self.meter is not None and self.meter.has_deadline:
+                code = self.meter.within_time(code)
+            self._root = self.loop.create_task(code)
         except (AgentflowError, TypeError) as e:
             self.park("needs_code", bug_text(e))
             return False
@@ -539,7 +545,14 @@ class Machine:
         except AgentflowError as e:  # the recorded value does not fit today's type
             self.park("needs_code", bug_text(e))
             return
+        if self.meter is not None and isinstance(event, ev.ActivityCompleted):
+            self._measure(self.meter, call, future)
         call.let_go()
+
+    def _measure(self, meter: RunMeter, call: Call, future: CallFuture) -> None:
+        tokens_of = call.activity_call.activity.tokens_of if call.activity_call else None
+        if tokens_of is not None:
+            meter.tokens += tokens_of(future.result())
 
     def _resolve_child(self, call: Call, event: ev.ChildFinished, future: CallFuture) -> None:
         if event.status == "completed":
@@ -1136,7 +1149,13 @@ class Machine:
                 ending.value, self.workflow.annotations, parts, what=what
             )
             carried = self._mailbox.unread()
-            first = ev.RunContinued(payload=payload, signals=[s.seq for s in carried])
+            used = self.meter
+            first = ev.RunContinued(
+                payload=payload,
+                signals=[s.seq for s in carried],
+                calls=None if used is None else used.calls,
+                tokens=None if used is None else used.tokens,
+            )
             return [(first, parts), *((replace(s, seq=0), None) for s in carried)]
         what = f"{self.workflow.name}() result"
         payload = self.codec.encode(ending.value, self.workflow.returns, parts, what=what)
@@ -1237,6 +1256,20 @@ def _policy(call: Call, options: ActivityOptions) -> str:
     if call.is_cached:
         return "resume"  # it asked nobody
     return "resume" if options.resumes and call.provider_ref else options.doubt_policy
+
+
+def _meter_of(history: History, info: RunInfo) -> RunMeter | None:
+    """Return what counts, from where the last segment ended; None = nothing is limited."""
+    limits, first = history.started.limits, history.effective[0]
+    if limits is None:
+        return None
+    before = first if isinstance(first, ev.RunContinued) else None
+    return RunMeter(
+        info.id,
+        limits,
+        calls=(before.calls or 0) if before is not None else 0,
+        tokens=(before.tokens or 0) if before is not None else 0,
+    )
 
 
 def _is_cached(granted: Mapping[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from agentflow.engine.definition import Definition
 from agentflow.engine.ending import ContinueAsNew
 from agentflow.engine.fingerprint import fingerprint
 from agentflow.engine.keys import current_lineage
+from agentflow.engine.limits import RunMeter
 from agentflow.engine.loop import WorkflowLoop
 from agentflow.errors import DuplicateKeyError, UsageError
 from agentflow.history import events as ev
@@ -32,6 +33,7 @@ class Asked(Protocol):
     patches: dict[str, bool]
     queries: dict[str, Callable[..., Any]]
     attributes: dict[str, Any]
+    meter: RunMeter | None
 
     @property
     def workflow(self) -> Definition[..., Any]:
@@ -118,6 +120,9 @@ class MachineContext:
         asked.activity_call = call
         asked.fingerprint = fingerprint(activity.name, asked.payload)
         asked.returns = activity.returns
+        if machine.meter is not None:
+            is_model = activity.tokens_of is not None
+            machine.meter.before_call(activity.name, asked.fingerprint, is_model=is_model)
         return machine.ask(asked)
 
     def child(self, call: ChildCall) -> tuple[str, Awaitable[Any]]:
@@ -134,6 +139,8 @@ class MachineContext:
         asked.returns = target.returns
         asked.on_parent_end = call.on_parent_end
         asked.child_id = call.id or machine.child_id(asked.key)
+        if machine.meter is not None:
+            machine.meter.before_child(target.name, asked.fingerprint)
         return asked.child_id, machine.ask(asked)
 
     def cancel_child(self, child_id: str) -> None:

@@ -52,6 +52,7 @@ class RunStarted(Event):
     parent: list[str] | None = None  # [parent run id, key of the call]
     on_parent_end: str | None = None
     latency: str | None = None  # how long answers of models may take; None = as the code says
+    limits: dict[str, int] | None = None  # what it may use, by name; None = no limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +77,8 @@ class RunContinued(Event):
 
     outcome: ClassVar[bool] = True
     signals: list[int]  # seqs of signals that were received and not yet read
+    calls: int | None = None  # of models, in segments before; None = no limits
+    tokens: int | None = None  # used in segments before; None = no limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,7 @@ from agentflow.engine.context import RandomStream, RunInfo
 from agentflow.engine.definition import GRANTED_LATENCY
 from agentflow.engine.definitions import Registry, Workflow
 from agentflow.engine.ending import bug_text
+from agentflow.engine.limits import Recorded, limits_of_child
 from agentflow.engine.replay import CutNeeded, Machine
 from agentflow.errors import (
     AgentflowError,
@@ -161,6 +162,7 @@ class Runner:
         self._seen_rows: set[int] = set()
         self._answers: list[InboxRow] = []  # to deferred calls
         self._latency = ""  # how long answers may take where code does not say
+        self._limits: Recorded | None = None
         self._attempts: dict[str, asyncio.Task[Arrival]] = {}
         self._helpers: set[asyncio.Task[Any]] = set()
         self._answer: asyncio.Future[Appended] | None = None
@@ -235,6 +237,7 @@ class Runner:
         workflow = house.registry.workflow(row.workflow)
         history = history_of(stored.events)
         self._latency = history.started.latency or ""
+        self._limits = history.started.limits
         info = RunInfo(
             id=row.id,
             project=row.project,
@@ -594,8 +597,9 @@ class Runner:
 
     def _child(self, child: ChildStart) -> NewRun:
         target = self._house.registry.workflows.get(child.workflow)
+        now = self._house.clock.now_ms()
         started = ev.RunStarted(
-            time_ms=self._house.clock.now_ms(),
+            time_ms=now,
             actor=f"run:{self.row.id}",
             payload=child.payload,
             workflow=child.workflow,
@@ -605,6 +609,12 @@ class Runner:
             parent=[self.row.id, child.call.key],
             on_parent_end=child.on_parent_end,
             latency=self._latency or None,
+            limits=limits_of_child(
+                self._limits,
+                target.limits if target else None,
+                start_ms=now,
+                is_detached=child.on_parent_end == "detach",
+            ),
         )
         return NewRun(
             project=self.row.project,

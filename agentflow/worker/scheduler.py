@@ -46,8 +46,7 @@ class Scheduler:
         if decision is None:
             return False
         workflow = self._registry.workflows.get(one.workflow)
-        version = workflow.version if workflow is not None else ""
-        firing = firing_of(one, decision, now_ms=now_ms, version=version)
+        firing = firing_of(one, decision, now_ms=now_ms, workflow=workflow)
         fired = await self._store.fire(firing)
         if fired and (decision.skipped or decision.missed):
             extra = {

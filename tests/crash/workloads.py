@@ -17,10 +17,12 @@ from typing import Any
 from agentflow import (
     ActivityError,
     Agent,
+    Limits,
     ModelSettings,
     NonRetryableError,
     RetryPolicy,
     RunCancelledError,
+    RunFailedError,
     activity,
     approve,
     continue_as_new,
@@ -33,7 +35,7 @@ from agentflow import (
 from agentflow.app import Flow
 from agentflow.client import Run
 from agentflow.engine.definition import ActivityContext
-from agentflow.errors import ResponseLostError, RunEndedError, UsageError
+from agentflow.errors import LimitError, ResponseLostError, RunEndedError, UsageError
 from agentflow.ledger.budgets import Ceiling
 from agentflow.ledger.entries import CostLine, Priced
 from agentflow.llm.messages import assistant
@@ -775,3 +777,63 @@ async def killer() -> None:
 
 register("killer", killer, expected=["quarantined", ""], special=True)
 register("beside", linear, 2, expected=[0, 1, 8, 4], special=True)
+
+
+# --- special: limits of a run ---------------------------------------------------------------
+
+
+@workflow
+async def limited_below() -> None:
+    """Start a run below, and may not."""
+    await start_child(limited_below)
+
+
+@workflow(limits=Limits(calls=2, depth=1, repeats=2, wall_clock=timedelta(hours=9)))
+async def limited() -> list[str]:
+    """Meet the limits of calls, of repeats and of depth, and go on."""
+    met: list[str] = []
+    for number in range(3):
+        try:
+            await listener.run(f"{number}?")
+            await step(4)
+        except LimitError as e:
+            met.append(str(e.data["limit"]))
+    try:
+        await step(4)
+    except LimitError as e:
+        met.append(str(e.data["limit"]))
+    try:
+        await (await start_child(limited_below)).result()
+    except RunFailedError as e:
+        met.append(e.message.rpartition("may have ")[2])
+    return met
+
+
+@workflow(limits=Limits(wall_clock=timedelta(seconds=1)))
+async def overdue() -> None:
+    """Wait for a run that takes longer than it may; tidy up."""
+    try:
+        await (await start_child(overdue_below)).result()
+    finally:
+        await step(3)
+
+
+@workflow
+async def overdue_below() -> None:
+    """Take longer than the run above may."""
+    await step(2)
+    await asyncio.sleep(1_000_000)
+
+
+register(
+    "limited",
+    limited,
+    expected=["calls", "repeats", "no child run below it, and wants to start limited_below"],
+    special=True,
+)
+register(
+    "overdue",
+    overdue,
+    expected=["failed", "LimitError: run overdue has not finished within 0:00:01"],
+    special=True,
+)

@@ -25,7 +25,8 @@ SCRIPTS: dict[str, Any] = {
         call("golden_mail", text="umbrella"),
         "Take an umbrella.",
         "You are welcome.",
-    ]
+    ],
+    "golden-reporter": ["Rain."],
 }
 
 

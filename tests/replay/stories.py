@@ -7,7 +7,7 @@ needs the engine only (pydantic), so that it replays on every Python without fur
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,15 +16,18 @@ from agentflow import (
     ActivityError,
     Agent,
     Fail,
+    Limits,
     NonRetryableError,
     RetryPolicy,
     RunCancelledError,
+    RunFailedError,
     activity,
     approve,
     continue_as_new,
     now,
     patched,
     random,
+    run_info,
     set_attributes,
     signals,
     start_child,
@@ -34,6 +37,7 @@ from agentflow import (
     workflow,
 )
 from agentflow.engine.definition import ActivityContext
+from agentflow.errors import LimitError
 
 HERE = ActivityContext()
 QUICK = RetryPolicy(max_attempts=3, initial=timedelta(seconds=1), jitter=0)
@@ -338,6 +342,46 @@ async def golden_huge() -> list[int]:
     return [len(await write_much(1)), len(await write_much(2)), len(await write_much(1))]
 
 
+@workflow(limits=Limits(calls=1, tokens=9_000, depth=1, wall_clock=timedelta(hours=1), repeats=2))
+async def golden_limits(n: int) -> list[str]:
+    """Limits that code meets and goes on from, in a segment, in a child, and its time."""
+    met: list[str] = []
+
+    async def until_stopped(code: Coroutine[Any, Any, Any]) -> None:
+        try:
+            await code
+        except (LimitError, RunFailedError) as e:
+            met.append(e.message.replace(run_info().id, "it"))
+
+    if n:
+        await reporter.run("Weather?")
+        continue_as_new(0)
+    await until_stopped(reporter.run("And now?"))
+    await until_stopped(_thrice())
+    await until_stopped(_below())
+    set_attributes(met="; ".join(met))
+    await asyncio.sleep(7_200)
+    return met
+
+
+reporter = Agent("golden-reporter", model="scripted:golden-reporter")
+
+
+async def _thrice() -> None:
+    for _ in range(3):
+        await double(7)
+
+
+async def _below() -> None:
+    await (await start_child(golden_below)).result()
+
+
+@workflow
+async def golden_below() -> None:
+    """A child that may have none."""
+    await start_child(golden_child, 4)
+
+
 STORIES: dict[str, Story] = {
     "linear": Story(golden_linear, ([Order("pen"), Order("ink", 3, ("blue",))],)),
     "gather": Story(golden_gather, (3,)),
@@ -352,4 +396,5 @@ STORIES: dict[str, Story] = {
     "retry": Story(golden_retry),
     "values": Story(golden_values),
     "huge": Story(golden_huge),
+    "limits": Story(golden_limits, (1,)),
 }

@@ -79,6 +79,7 @@ def test_every_event_survives_a_round_trip(kind: str) -> None:
         "str": "x", "int": 3, "bool": True, "list[int]": [1], "list[str]": ["x"],
         "dict[str, Any]": {"a": 1}, "str | None": None, "int | None": 4, "list[str] | None": None,
         "bool | None": True,
+        "dict[str, int] | None": {"calls": 3},
     }  # fmt: skip
     own = {
         field.name: values[str(field.type)]
