@@ -1,7 +1,8 @@
 """``python -m tests.chaos SECONDS=300 WORKERS=6``: many workers, one PostgreSQL, all trouble.
 
-Exit code 1 if anything was lost, repeated or wrong, or a limit of time was missed. SEED= draws
-other faults. OPEN= is the number of short runs that are open at once, LONG= of long ones.
+Exit code 1 if anything was lost, repeated or wrong, or a limit of time was missed; a full run that
+is sound writes docs/chaos.md. SEED= draws other faults. OPEN= is the number of short runs that are
+open at once, LONG= of long ones.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from tests.chaos.driver import DEFAULT_SEED, Plan, chaos
 from tests.crash.counter import running_counter
 
 SHOWN = 40
+FULL_SECONDS = 300.0  # a shorter run writes no page
+PAGE = Path(__file__).parents[2] / "docs" / "chaos.md"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
         print(report.table(outcome), flush=True)
         wrong = report.wrong(url, outcome)
     late = report.slow(outcome)
+    if not wrong and not late and plan.seconds >= FULL_SECONDS:
+        PAGE.write_text(report.page(outcome))
     for line in [*wrong[:SHOWN], *late]:
         print(f"  {line}")
     print(f"{len(wrong)} wrong, {len(late)} limits missed; logs: {folder}")

@@ -168,3 +168,21 @@ def table(outcome: Outcome) -> str:
     """Return the table as Markdown."""
     lines = [f"| {name} | {value} |" for name, value in facts_of(outcome)]
     return "\n".join(["| | |", "|---|--:|", *lines])
+
+
+def page(outcome: Outcome) -> str:
+    """Return docs/chaos.md."""
+    return (
+        "# Chaos\n\n"
+        "Written by `make chaos`. Real worker processes share one PostgreSQL, each behind a proxy "
+        "of its own and with a clock of its own, while faults are drawn by a seed, one or two at "
+        "a time. Short runs of every shape are started as others end, long ones go on all the "
+        "while; a zombie appends to runs under epochs that are over. Effects are counted by "
+        "another process, which refuses a fencing token that is older than one it has seen. In "
+        "the end every run must have ended once, with the right result, and "
+        "`agentflow.testing.verify` must find nothing; no budget may be passed, and no effect may "
+        "be repeated within an attempt or follow an outcome. A takeover is timed from the harm to "
+        "the first event under the new epoch.\n\n"
+        f"{table(outcome)}\n\n"
+        "No disk was full: a small tablespace needs a file system of its own.\n"
+    )

@@ -8,8 +8,9 @@ import signal
 import threading
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
+
+import psycopg
 
 import agentflow
 from agentflow.client import Run
@@ -20,7 +21,7 @@ from agentflow.protocols import ENDED, PARKED
 from agentflow.sync_point import arm
 from agentflow.testing.books import trees
 from agentflow.testing.clock import FastClock
-from agentflow.testing.facts import RunFacts, StoreFacts, read_file
+from agentflow.testing.facts import RunFacts, StoreFacts, read_source
 from agentflow.testing.invariants import Effect, problems
 from agentflow.worker.worker import WorkerOptions
 from tests.crash import planted, workloads
@@ -28,6 +29,7 @@ from tests.crash.counter import Outside
 from tests.crash.workloads import SPECIAL, WORKLOADS, Workload
 
 FACTOR = 300.0  # seconds of a workload's clock per real second
+LEASE_SECONDS = 1e6  # on a shared database: the clock is too fast for hearts
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class Spec:
         mode: ``live`` or ``verify``.
         point, hit: Where it kills itself, if anywhere.
         kill_after_seconds: When its parent kills it, if at all; 0 = never.
+        database: Its file, and the trial's name outside.
+        url: Where it is a PostgreSQL database: its URL.
         quarantine_after: See `WorkerOptions`.
         patience_seconds: A child that takes longer hangs, and is ended.
     """
@@ -47,6 +51,7 @@ class Spec:
     database: str
     socket: str
     base_ms: int
+    url: str = ""
     point: str = ""
     hit: int = 0
     kill_after_seconds: float = 0.0
@@ -54,6 +59,11 @@ class Spec:
     quarantine_after: int = 3
     patience_seconds: float = 30.0
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        """The URL of its database, of whichever kind."""
+        return self.url or f"sqlite:///{self.database}"
 
 
 class Trap:
@@ -94,9 +104,11 @@ def perform(spec: Spec) -> dict[str, Any]:
 async def live(spec: Spec) -> Any:
     """Start or resume the workload's run and wait for its end."""
     workload = known(spec.workload)
-    options = WorkerOptions(quarantine_after=spec.quarantine_after)
+    options = WorkerOptions(quarantine_after=spec.quarantine_after, lease_seconds=LEASE_SECONDS)
+    if spec.url:
+        bury(spec.url)
     async with agentflow.open(
-        f"sqlite:///{spec.database}",
+        spec.source,
         durability=spec.durability,
         clock=FastClock(spec.base_ms, FACTOR),
         worker=options,
@@ -115,6 +127,12 @@ async def live(spec: Spec) -> Any:
         finally:
             people.cancel()
             await asyncio.wait({people})
+
+
+def bury(url: str) -> None:
+    """Let the leases of the dead run out: how long that takes is proven elsewhere (tests/chaos)."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute("UPDATE leases SET until_ms = 0")
 
 
 async def _operate(workload: Workload, flow: agentflow.Flow, run: Run[Any]) -> None:
@@ -159,18 +177,20 @@ def check(spec: Spec, outside: Outside) -> dict[str, Any]:
         if e["op"] == "begin"
     ]
     workload = known(spec.workload)
-    path = Path(spec.database)
     found = problems(
-        path, effects=effects, counted=workload.counted, crashed=not spec.options.get("clean")
+        spec.source,
+        effects=effects,
+        counted=workload.counted,
+        crashed=not spec.options.get("clean"),
     )
-    facts = read_file(path)
+    facts = read_source(spec.source)
     found += list(_unheard(facts, [e["what"] for e in counted if e["op"] == "ack"]))
     found += [
         f"run {run.row['id']} is {run.row['status']}"
         for run in facts.runs
         if run.row["status"] not in {"completed", "failed", "cancelled", "quarantined"}
     ]
-    found += asyncio.run(_trees(path, facts))
+    found += asyncio.run(_trees(spec.source, facts))
     found += _paid_twice(facts, sum(e["op"] == "note" and e["name"] == "paid" for e in counted))
     kinds = Counter(row.kind for run in facts.runs for row in run.rows)
     return {
@@ -182,11 +202,11 @@ def check(spec: Spec, outside: Outside) -> dict[str, Any]:
     }
 
 
-async def _trees(path: Path, facts: StoreFacts) -> list[str]:
+async def _trees(url: str, facts: StoreFacts) -> list[str]:
     """Return where lines, attempts, runs and trees do not add up, as the product sums them."""
     own: dict[str, int] = {}
     whole: dict[str, int] = {}
-    async with agentflow.connect(f"sqlite:///{path}") as client:
+    async with agentflow.connect(url) as client:
         for run in facts.runs:
             query = CostQuery(by="run", project=run.row["project"], run_id=run.row["id"])
             for sums, asked in ((own, query), (whole, replace(query, tree=True))):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from agentflow.testing.postgres import PostgresServer
 from tests.crash.child import Spec, known
 from tests.crash.counter import Outside, running_counter
 from tests.crash.forkserver import ForkServer, Reply
@@ -81,8 +82,12 @@ class Result:
 class Laboratory:
     """Runs trials on fork servers."""
 
-    def __init__(self, folder: Path, socket: str) -> None:
+    def __init__(
+        self, folder: Path, socket: str, postgres: PostgresServer | None, template: str
+    ) -> None:
         self._folder = folder
+        self._postgres = postgres
+        self._template = template
         self._socket = socket
         self._count = 0
         self._lock = threading.Lock()
@@ -98,6 +103,7 @@ class Laboratory:
             database=str(database),
             socket=self._socket,
             base_ms=int(time.time() * 1000),
+            url=self._url(trial),
             durability=trial.durability,
             quarantine_after=0 if trial.seed is not None else 3,
             patience_seconds=PLANTED_PATIENCE if trial.plant else 30.0,
@@ -109,12 +115,23 @@ class Laboratory:
         if not result.problems:
             for file in self._folder.glob(f"{database.name}*"):
                 file.unlink()
+            if self._postgres is not None:
+                self._postgres.drop(spec.url)
         else:
-            result.problems.append(f"kept: {database}")
+            result.problems.append(f"kept: {database} {spec.url}".rstrip())
         outside = Outside(self._socket, str(database))
         outside.ask("forget")
         outside.close()
         return result
+
+    def _url(self, trial: Trial) -> str:
+        """Return the URL of a database of the trial's own; "" for a file."""
+        if self._postgres is None:
+            return ""
+        with self._lock:  # one copy at a time
+            url = self._postgres.new_database(self._template)
+        lazy = "?options=-c%20synchronous_commit%3Doff"  # no power is cut here
+        return url if trial.durability == "full" else url + lazy
 
 
 def _kill_and_restart(server: ForkServer, spec: Spec, trial: Trial, result: Result) -> Reply:
@@ -157,11 +174,20 @@ def _judge(server: ForkServer, spec: Spec, result: Result, reply: Reply) -> None
 
 
 @contextmanager
-def laboratory(servers: int = SERVERS) -> Iterator[Callable[[Iterable[Trial]], list[Result]]]:
-    """Yield a function that runs trials in parallel; results come in the order of the trials."""
+def laboratory(
+    servers: int = SERVERS, *, postgres: PostgresServer | None = None, template: str = ""
+) -> Iterator[Callable[[Iterable[Trial]], list[Result]]]:
+    """Yield a function that runs trials in parallel; results come in the order of the trials.
+
+    Args:
+        servers: Number of trials at once.
+        postgres: Where each trial gets a database; None = it gets a file.
+        template: What these databases are copies of.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="af-crash-")))
-        lab = Laboratory(folder, stack.enter_context(running_counter(folder)))
+        counter = stack.enter_context(running_counter(folder))
+        lab = Laboratory(folder, counter, postgres, template)
         hands = [stack.enter_context(ForkServer()) for _ in range(servers)]
         yield lambda trials: _in_parallel(lab, hands, list(trials))
 

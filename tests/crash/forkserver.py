@@ -25,6 +25,7 @@ END_SECONDS = 30.0  # a server without work ends at once
 _ROOT = Path(__file__).parents[2]
 _PRELOAD = (
     "agentflow.storage.store",
+    "agentflow.storage.dialects.postgres",
     "agentflow.storage.dialects.sqlite",
     "agentflow.ledger.prices",
     "agentflow.providers.scripted",

@@ -9,6 +9,8 @@ from tests.crash import inflight_table
 from tests.crash.driver import Result
 
 ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "crash-table.md"
+BEGIN_POSTGRES, END_POSTGRES = "<!-- postgres -->", "<!-- /postgres -->"
 BEGIN, END = "<!-- crash-table -->", "<!-- /crash-table -->"
 BEGIN_SHORT, END_SHORT = "<!-- in-flight -->", "<!-- /in-flight -->"
 TITLES = {
@@ -91,7 +93,7 @@ IN_FLIGHT = (
 def write(results: Sequence[Result], facts: str, cells: Sequence[Sequence[str]]) -> None:
     """Write the page, and the README's snippets where it has a place for them."""
     text = table(results)
-    page = ROOT / "docs" / "crash-table.md"
+    page = PAGE
     page.parent.mkdir(exist_ok=True)
     page.write_text(
         "# The crash table\n\n"
@@ -99,16 +101,31 @@ def write(results: Sequence[Result], facts: str, cells: Sequence[Sequence[str]])
         "SIGKILL: at each hit of each named point, again while it recovers, and at random times; "
         "then it is started again until the run has ended. Effects are counted by another process "
         "that is never killed, and `agentflow.testing.invariants` reads the whole store.\n\n"
-        f"{text}\n\n{facts}\n\n{IN_FLIGHT}\n\n{inflight_table.table(cells)}\n"
+        f"{text}\n\n{facts}\n\n{BEGIN_POSTGRES}{_kept(page)}{END_POSTGRES}\n\n"
+        f"{IN_FLIGHT}\n\n{inflight_table.table(cells)}\n"
     )
     put(text, BEGIN, END)
     put(inflight_table.short(cells), BEGIN_SHORT, END_SHORT)
 
 
-def put(text: str, begin: str, end: str) -> None:
-    """Write *text* between two marks of the README, where it has them."""
-    readme = ROOT / "README.md"
-    before = readme.read_text()
+def write_postgres(results: Sequence[Result], facts: str) -> None:
+    """Write the table of PostgreSQL into its place in the page."""
+    text = (
+        "## PostgreSQL\n\nThe same workloads, a database each; the dead worker's lease is ended at "
+        f"once. One trial in 8 with `synchronous_commit=on`.\n\n{table(results)}\n\n{facts}."
+    )
+    put(text, BEGIN_POSTGRES, END_POSTGRES, PAGE)
+
+
+def _kept(page: Path) -> str:
+    """Return what the page has of PostgreSQL."""
+    before = page.read_text() if page.exists() else ""
+    return before.partition(BEGIN_POSTGRES)[2].partition(END_POSTGRES)[0] or "\n"
+
+
+def put(text: str, begin: str, end: str, page: Path = ROOT / "README.md") -> None:
+    """Write *text* between two marks of a page, where it has them."""
+    before = page.read_text()
     if begin in before:
         head, _, rest = before.partition(begin)
-        readme.write_text(f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
+        page.write_text(f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}")
