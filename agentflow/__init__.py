@@ -4,12 +4,13 @@ The map of the package, from the outside in:
 
     app           settings → store, providers, worker: open(), connect(), run_sync()
     client        start, find, watch and steer runs
-    worker        owns runs, runs activities
+    worker        owns runs by a lease, runs activities, hands batches over
     agents        Agent: model, instructions, tools, limits; the turn loop
     activities    llm_call: the model call whose outcome is recorded
     tools         @tool: an activity that a model may call
     ledger        what it cost: prices, lines, reports
     llm           messages, requests, responses, usage: vendor-neutral
+    timetable     when schedules are due
     engine        what happens next: the deterministic loop, keys, replay
     history       what happened: the closed union of events
     storage       where it is kept (SQLAlchemy)
