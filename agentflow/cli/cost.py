@@ -53,7 +53,6 @@ GROUPS: tuple[GroupBy, ...] = (
     "tag",
     "day",
 )
-_GROUPS = 100_000  # more than there are days, tools or agents: a total leaves none out
 
 
 @click.command("cost")
@@ -117,7 +116,9 @@ def cost(  # noqa: PLR0913 -- the options of the command
         items = [cost_json(group) for group in groups]
         own = {} if found.own is None else {"own": cost_json(found.own)}
         spent = spending_json(found.spending)
-        write_items(items, truncated=truncated, by=by, total=cost_json(found.total), **own, **spent)
+        write_items(
+            items, truncated=truncated, by=by, total=cost_json(found.spending.total), **own, **spent
+        )
         return ExitCode.DONE
     if groups:
         titles = (by.upper(), "USD", "CALLS", "INPUT", "OUTPUT", "CACHED", "FAILED")
@@ -169,7 +170,6 @@ class _Found:
     """
 
     groups: list[CostGroup]
-    total: CostGroup
     spending: Spending
     own: CostGroup | None = None
 
@@ -186,15 +186,12 @@ async def _cost(where: Where, run_id: str | None, query: CostQuery) -> _Found:
         if query.tree:
             own = total(await client.cost(replace(whole, tree=False)), "own")
         return _Found(
-            groups=await client.cost(query),
-            total=total(await client.cost(whole)),
-            spending=await client.spending(whole),
-            own=own,
+            groups=await client.cost(query), spending=await client.spending(whole), own=own
         )
 
 
 def _write_total(found: _Found) -> None:
-    whole, own = found.total, found.own
+    whole, own = found.spending.total, found.own
     is_empty = not whole.attempts and not whole.adjustments
     click.echo(cost_line(whole) if is_empty else f"total {cost_line(whole)}")
     if own is not None:

@@ -387,7 +387,7 @@ class Client(Scheduling):
         return await self._seams.store.cost(query)
 
     async def spending(self, query: CostQuery) -> Spending:
-        """Return what of a total was wasted, and what was saved.
+        """Return a total, what of it was wasted, and what was saved: one scan of the ledger.
 
         Args:
             query: What is summed; its groups do not matter.

@@ -1,4 +1,4 @@
-"""What of the money was wasted, and what was saved: two views of the same attempts.
+"""What was spent, what of it was wasted, and what was saved: views of the same attempts.
 
 Nothing here is estimated. Savings compare what was paid with a price that was known when it was
 paid; what has no such price is counted apart, never taken as zero. What replay saved is not here:
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import field
 
 from agentflow.dataclass import dataclass
+from agentflow.ledger.reports import CostGroup, total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,11 +80,16 @@ class Savings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spending:
-    """What of a total was wasted and what was saved."""
+    """A total, what of it was wasted, and what was saved."""
 
+    total: CostGroup = field(default_factory=lambda: total([]))
     waste: Waste = field(default_factory=Waste)
     savings: Savings = field(default_factory=Savings)
 
     def __add__(self, other: Spending) -> Spending:
         """Return both together."""
-        return Spending(waste=self.waste + other.waste, savings=self.savings + other.savings)
+        return Spending(
+            total=total([self.total, other.total]),
+            waste=self.waste + other.waste,
+            savings=self.savings + other.savings,
+        )

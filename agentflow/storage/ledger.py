@@ -255,31 +255,37 @@ def conditions(query: CostQuery) -> list[ColumnElement[bool]]:
     return where
 
 
+def measures() -> list[ColumnElement[Any]]:
+    """Return what is summed for a group, as `cost_group` reads it."""
+    failed = attempts.c.status.in_(FAILED)
+    status = attempts.c.cost_status
+    return [
+        *halves(attempts.c.amount_pico_usd),
+        count(attempts.c.kind != ADJUSTMENT),
+        count(status.in_(KNOWN)),
+        count(status == "partial"),
+        count(status == "unpriced"),
+        count(status == "unknown_usage"),
+        count(failed),
+        *halves(case((failed, attempts.c.amount_pico_usd))),
+        total(attempts.c.input_tokens),
+        total(attempts.c.output_tokens),
+        total(attempts.c.cache_read_tokens),
+        count(attempts.c.kind == ADJUSTMENT),
+        *halves(case((attempts.c.kind == ADJUSTMENT, attempts.c.amount_pico_usd))),
+    ]
+
+
+MEASURES = 16  # of them
+
+
 def sums(query: CostQuery) -> Select[Any]:
     """Return the SELECT of the groups, the dearest first."""
-    failed = attempts.c.status.in_(FAILED)
-    upper, lower = halves(attempts.c.amount_pico_usd)
-    status = attempts.c.cost_status
+    upper, lower, *rest = measures()
     group = group_column(query).label("grp")
     dearest = ((upper + lower.op(">>")(SHIFT)).desc(), lower.op("&")(LOW_MASK).desc(), group)
     return (
-        select(
-            group,
-            upper,
-            lower,
-            count(attempts.c.kind != ADJUSTMENT),
-            count(status.in_(KNOWN)),
-            count(status == "partial"),
-            count(status == "unpriced"),
-            count(status == "unknown_usage"),
-            count(failed),
-            *halves(case((failed, attempts.c.amount_pico_usd))),
-            total(attempts.c.input_tokens),
-            total(attempts.c.output_tokens),
-            total(attempts.c.cache_read_tokens),
-            count(attempts.c.kind == ADJUSTMENT),
-            *halves(case((attempts.c.kind == ADJUSTMENT, attempts.c.amount_pico_usd))),
-        )
+        select(group, upper, lower, *rest)
         .select_from(source(query))
         .where(*conditions(query))
         .group_by(group)
@@ -329,7 +335,7 @@ def cost_group(name: str, row: Row) -> CostGroup:
 
 
 def spending(tx: Tx, query: CostQuery) -> Spending:
-    """Return what of the total was wasted, and what was saved."""
+    """Return the total, what of it was wasted, and what was saved: all from one scan."""
     c = attempts.c
     cached, listed = c.cache_saved_pico_usd, c.list_saved_pico_usd
     reused = c.cost_status == "cached"
@@ -338,29 +344,32 @@ def spending(tx: Tx, query: CostQuery) -> Spending:
     statement = (
         select(
             c.status,
-            func.count(),
+            *measures(),
             count(c.amount_pico_usd.is_(None)),
             count(c.attempt > 1),
             count(unknown),
             count(reused),
-            *halves(c.amount_pico_usd),
             *halves(cached),
             *halves(case((~reused & (listed > 0), listed))),
             *halves(case((~reused & (listed < 0), -listed))),
             *halves(case((reused, listed))),
         )
-        .where(*conditions(query), c.kind != ADJUSTMENT)
-        .group_by(c.status)
+        .where(*conditions(query))
+        .group_by(c.status, c.kind == ADJUSTMENT)
     )
     parts = [spending_of(tuple(row)) for row in tx.conn.execute(statement)]
     return sum(parts, Spending())
 
 
 def spending_of(row: Row) -> Spending:
-    """Return what the attempts of one status wasted and saved."""
-    status, number, unknown, retries, not_compared, reused, *sums_ = row
+    """Return what the attempts of one status, or adjustments, cost, wasted and saved."""
+    status, whole = row[0], cost_group("total", row[: MEASURES + 1])
+    if whole.adjustments:
+        return Spending(total=whole)
+    number, amount = whole.attempts, whole.amount_pico_usd
+    unknown, retries, not_compared, reused, *sums_ = row[MEASURES + 1 :]
     pairs = zip(sums_[::2], sums_[1::2], strict=True)
-    amount, cached, less, more, saved = ((upper << LOW_BITS) + lower for upper, lower in pairs)
+    cached, less, more, saved = ((upper << LOW_BITS) + lower for upper, lower in pairs)
     savings = Savings(
         prompt_cache_pico_usd=cached,
         discount_pico_usd=less,
@@ -382,7 +391,7 @@ def spending_of(row: Row) -> Spending:
             )
         case _:
             waste = Waste(retries=retries)
-    return Spending(waste=waste, savings=savings)
+    return Spending(total=whole, waste=waste, savings=savings)
 
 
 def _decimal(text: str | None) -> Decimal | None:

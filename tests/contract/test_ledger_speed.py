@@ -37,6 +37,7 @@ async def test_totals_over_a_hundred_thousand_lines(tmp_path: Path, by: GroupBy)
 
     assert total(groups).amount_pico_usd == AMOUNT * (COPIES + 1)
     assert total(groups).attempts == COPIES + 1
+    assert spending.total == total(groups)
     assert spending.waste.attempts == 0
     assert took < PATIENCE_SECONDS
 
