@@ -12,7 +12,7 @@ CREATED := $(VENV)/.created
 INSTALLED := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help demo test check lint types pyright fmt bench crash chaos setup clean
+.PHONY: help demo test check lint types pyright fmt bench crash chaos soak setup clean
 .DEFAULT_GOAL := help
 
 help: ## list these commands
@@ -50,6 +50,9 @@ crash: $(DEV) ## kill real processes at every point, then N times at random (N=1
 
 chaos: $(DEV) ## many workers on one PostgreSQL, and everything that can go wrong, for 5 minutes (SECONDS=300 WORKERS=6)
 	@$(BIN)/python -m tests.chaos SECONDS=$(or $(SECONDS),300) WORKERS=$(or $(WORKERS),6)
+
+soak: $(DEV) ## many workers for 6 hours: memory, connections and dead rows must not grow (SECONDS=600 for a slice)
+	@$(BIN)/python -m tests.chaos.soak SECONDS=$(or $(SECONDS),21600) WORKERS=$(or $(WORKERS),3)
 
 setup: $(DEV) ## set up for development, run nothing
 

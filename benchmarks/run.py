@@ -2,6 +2,7 @@
 
     N=5            rounds (BENCH_QUICK=1: 1 round and small sizes, to see that it works)
     ONLY=b,e       only these workloads
+    PARKED=100000  how many runs wait on PostgreSQL (10,000 unless told)
     PEERS=0        without DBOS and LangGraph (their environments are made under .bench/)
 
 Each round runs every contestant once, so that a machine that is slow for a minute is slow for all.
@@ -20,6 +21,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +30,9 @@ from typing import Any
 import chart
 import table
 from meter import median
+
+from agentflow.errors import StoreError
+from agentflow.testing.postgres import PostgresServer, private_server
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -41,6 +46,7 @@ PEERS = {
 QUICK = os.environ.get("BENCH_QUICK", "0") not in {"", "0"}
 ROUNDS = int(os.environ.get("N", "1" if QUICK else "5"))
 SMALL = 10 if QUICK else 1
+PARKED = int(os.environ.get("PARKED", "10000"))
 TIMEOUT_SECONDS = 600
 IMPORTS = {
     "import_floor": "import asyncio, pydantic; pydantic.BaseModel, pydantic.TypeAdapter",
@@ -97,6 +103,10 @@ def cases() -> list[Case]:
         before = ["resume.py", f"--n={c}", "--mode=record"]
         found.append(Case(f"e/agentflow-{count}", ["resume.py", f"--n={c}"], before))
     found += [Case(f"f/{name}", ["-c", code]) for name, code in IMPORTS.items()]
+    sizes = {"floor": n, "sequential": n, "parallel": n, "fleet": n, "latency": n // 4}
+    for job, size in {**sizes, "parked": PARKED // SMALL}.items():
+        command = ["postgres.py", f"--job={job}", f"--n={size}", f"--runs={runs}"]
+        found.append(Case(f"p/{job}", command, rounds=1 if job == "parked" else ROUNDS))
     if os.environ.get("PEERS", "1") != "0":
         for peer in PEERS:
             found += peer_cases(peer, n, runs)
@@ -116,6 +126,9 @@ def peer_cases(peer: str, n: int, runs: int) -> list[Case]:
         case(f"c/{peer}", "parallel", f"--runs={runs}", "--n=10"),
         case(f"f/{peer}", "cold_start"),
     ]
+    if peer == "dbos":
+        found.append(case("p/dbos-sequential", "sequential", f"--n={n}"))
+        found.append(case("p/dbos-parallel", "parallel", f"--runs={runs}", "--n=10"))
     found += [
         case(f"d/{peer}-{turns}", "conversation", f"--turns={turns // SMALL}")
         for turns in (50, 100, 200, 400)
@@ -132,6 +145,21 @@ def main() -> None:
     DATA.mkdir(parents=True)
     (BENCH / ".gitignore").write_text("*\n")
     chosen = cases()
+    with ExitStack() as stack:
+        server = postgres(stack) if any(c.name[0] == "p" for c in chosen) else None
+        measure([c for c in chosen if server is not None or c.name[0] != "p"], server)
+
+
+def postgres(stack: ExitStack) -> PostgresServer | None:
+    """Start a private server, or say why there is none."""
+    try:
+        return stack.enter_context(private_server())
+    except StoreError as e:
+        print(f"nothing on PostgreSQL: {e.message}", flush=True)
+        return None
+
+
+def measure(chosen: list[Case], server: PostgresServer | None) -> None:
     make_environments({c.python for c in chosen})
     compileall.compile_dir(ROOT / "agentflow", quiet=1)
     began, load = time.time(), os.getloadavg()[0]
@@ -140,7 +168,7 @@ def main() -> None:
         for case in chosen:
             if round_ < case.rounds:
                 try:
-                    numbers = run(case)
+                    numbers = run(case, server)
                 except (ContestantError, subprocess.TimeoutExpired) as e:
                     print(f"{round_ + 1}/{ROUNDS} {case.name:24} failed: {e}", flush=True)
                     continue
@@ -162,8 +190,15 @@ def main() -> None:
     print(f"written: {RESULTS}, README.md, chart.svg")
 
 
-def run(case: Case) -> dict[str, float]:
+def run(case: Case, server: PostgresServer | None) -> dict[str, float]:
     """Run one contestant once and return what it reports."""
+    if case.name[0] == "p" and server is not None:
+        url = server.new_database()
+        try:
+            command = [case.python, *case.command, "--db=none"]
+            return dict(json.loads(start(command, BENCH_POSTGRES_URL=url)[-1]))
+        finally:
+            server.drop(url)
     file = DATA / f"{(case.keep or case.name).replace('/', '-')}.db"
     if not case.keep:
         clear(file.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 Row = tuple[str, str, str, str, str]
@@ -123,7 +124,38 @@ def rows(results: dict[str, Any]) -> list[Row]:
             "≤ 100 MB", shown(get("j/agentflow", "more_rss_mb"), "{:.0f} MB"), "", "",
         ),
     ]  # fmt: skip
-    return found
+    return found + on_postgres(get)
+
+
+def on_postgres(get: Callable[[str, str], float | None]) -> list[Row]:
+    """Return the rows of (p); what was not measured is a dash."""
+    floor = get("p/floor", "wall_us")
+    limit = "" if floor is None else f" = {1.3 * floor + 300:,.0f} µs"
+    lines = [
+        ("PostgreSQL, one-row commit (its floor)", "", "floor", "wall_us", "{:,.0f} µs"),
+        (
+            "· 1,000 sequential activities: each", f"≤ 1.3 x floor + 300 µs{limit}",
+            "sequential", "wall_us", "{:,.0f} µs",
+        ),
+        (
+            "· 200 runs x 10 activities at once, one worker", "≥ 3,000 /s, aim 4,000",
+            "parallel", "per_second", "{:,.0f} /s",
+        ),
+        ("· the same, 4 workers", "more", "fleet", "per_second", "{:,.0f} /s"),
+        ("· commits of the server then", "", "fleet", "commits_per_second", "{:,.0f} /s"),
+        ("· start → first activity, idle worker: p50", "≤ 20 ms", "latency", "p50_ms", "{:.1f} ms"),
+        ("· p99", "≤ 100 ms", "latency", "p99_ms", "{:.1f} ms"),
+        ("· parked runs: database, each", "≤ 3,072", "parked", "bytes_per_run", "{:,.0f}"),
+        ("· more memory of the worker", "flat", "parked", "more_rss_mb", "{:.0f} MB"),
+        ("· 1,000 of them woken, acted, ended", "≤ 2 s", "parked", "woken_s", "{:.1f} s"),
+    ]  # fmt: skip
+    return [
+        (
+            what, target, shown(get(f"p/{job}", name), form),
+            shown(get(f"p/dbos-{job}", name), form), "",
+        )
+        for what, target, job, name, form in lines
+    ]  # fmt: skip
 
 
 def shown(value: float | None, form: str) -> str:
@@ -179,6 +211,8 @@ process of its own, so that a machine that is slow for a minute is slow for all.
 
 ## Settings
 
+- **PostgreSQL**: a private server, `fsync` and `synchronous_commit` on, a new database for each
+  process. Four workers and the server share the machine's cores.
 - **agentflow**: SQLite, WAL, `synchronous=FULL`, the default. With `durability="process"` it is
   `NORMAL`: a commit survives `kill -9`, and a power cut may lose the last ones.
 - **The floor** is `sqlite3` with the same journal and FULL: `BEGIN IMMEDIATE`, one row of 200

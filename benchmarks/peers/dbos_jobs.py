@@ -1,4 +1,4 @@
-"""DBOS on SQLite: the same jobs, in its own words and with its own defaults.
+"""DBOS on SQLite, or PostgreSQL (p): the same jobs, in its own words and with its own defaults.
 
 Run by its own interpreter: ``.bench/dbos/bin/python peers/dbos_jobs.py JOB --db FILE``.
 """
@@ -20,6 +20,7 @@ from talk import answer, question, talk_bytes
 
 JOB = sys.argv.pop(1)
 ARGS = arguments(n=1000, runs=200, turns=400, mode="resume")
+DATABASE = os.environ.get("BENCH_POSTGRES_URL") or f"sqlite:///{ARGS.db}"
 _EDGE = 40
 _times: list[float] = []
 
@@ -119,7 +120,7 @@ async def cold_start() -> None:
 async def main() -> None:
     config: DBOSConfig = {
         "name": "bench",
-        "system_database_url": f"sqlite:///{ARGS.db}",
+        "system_database_url": DATABASE,
         "application_version": "1",
         "log_level": "ERROR",
     }
