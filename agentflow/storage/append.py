@@ -9,7 +9,7 @@ it wrote.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -90,8 +90,10 @@ UPDATE_OWNER = Hot(
 )  # fmt: skip
 
 
-def append(tx: Tx, appends: Sequence[Encoded]) -> list[Appended | Exception]:
-    """Write *appends*; each is answered for itself."""
+def append(
+    tx: Tx, appends: Sequence[Encoded], note: Callable[[Planned], None] | None = None
+) -> list[Appended | Exception]:
+    """Write *appends*; each is answered for itself. *note* is told what most of them write."""
     answers: dict[int, Appended | Exception] = {}
     planned: list[Planned] = []
     batches = [e.batch for e in appends]
@@ -113,6 +115,9 @@ def append(tx: Tx, appends: Sequence[Encoded]) -> list[Appended | Exception]:
         else:
             answers[i] = done
     write(tx, planned)
+    if note is not None:
+        for one in planned:
+            note(one)
     for i, encoded in enumerate(appends):
         if i not in answers:
             answers[i] = append_alone(tx, encoded, till, cache, meter)

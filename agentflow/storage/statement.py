@@ -233,9 +233,14 @@ class Tx:
         now_ms: The time at which the transaction began; all its rows agree on it.
         news: Whether something was written that another part of the program waits for.
         is_over: Whether it was rolled back, because its only job failed.
+        is_alone: Whether it was begun for one job.
+        is_known_by_id: Whether it may be run again where nobody can say whether it was committed:
+            then it finds what it has written.
     """
 
-    __slots__ = ("conn", "cursor", "dialect", "is_over", "news", "now_ms")
+    __slots__ = (
+        "conn", "cursor", "dialect", "is_alone", "is_known_by_id", "is_over", "news", "now_ms",
+    )  # fmt: skip
 
     def __init__(self, conn: Connection, cursor: Cursor, dialect: Speaker, now_ms: int) -> None:
         self.conn = conn
@@ -244,6 +249,7 @@ class Tx:
         self.now_ms = now_ms
         self.news = False
         self.is_over = False
+        self.is_alone = self.is_known_by_id = False
 
     def identify(self) -> None:
         """Make sure that its outcome can be asked for, should the answer to COMMIT be lost."""
@@ -268,6 +274,13 @@ class Tx:
             self.cursor.executemany(hot.sql(self.dialect), rows)
             if self.cursor.rowcount != len(rows):
                 raise FencedError(FENCED)
+
+    def fence(self, hot: Hot, row: Row) -> bool:
+        """Execute a change of one row; return whether it was as the change wants it.
+
+        It may turn out only when the transaction is to be committed; then that fails.
+        """
+        return self.run(hot, *row) == 1
 
     def flush(self) -> None:
         """Have everything done that was asked for, so that what fails fails here."""

@@ -51,7 +51,6 @@ from agentflow.protocols import (
 )
 from agentflow.storage import (
     adjust,
-    append,
     approvals,
     audit,
     budgets,
@@ -75,6 +74,7 @@ from agentflow.storage import (
 )
 from agentflow.storage.database import Database
 from agentflow.storage.dialect import Dialect, Faults
+from agentflow.storage.lone import Appender
 from agentflow.storage.migrations import current_version, migrate
 from agentflow.storage.plan import encode
 from agentflow.storage.schema import SCHEMA_VERSION
@@ -137,6 +137,7 @@ class SqlStore:
         self._pulse = leases.Pulse(dialect, clock)
         self._worker_id: str | None = None
         self._rate_changes = 0
+        self._append = Appender()
 
     @classmethod
     def sqlite(
@@ -501,7 +502,7 @@ class SqlStore:
 
     def append(self, batch: Append) -> asyncio.Future[Appended]:
         """Write one activation, fenced."""
-        future: asyncio.Future[Appended] = self._db.submit(append.append, encode(batch))
+        future: asyncio.Future[Appended] = self._db.submit(self._append, encode(batch))
         if batch.parts.is_empty and not batch.children:
             return future
         made = [batch.parts, *(child.parts for child in batch.children)]

@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 
 from agentflow.clock import Clock
 from agentflow.dataclass import dataclass
-from agentflow.errors import ServerGoneError, StoreError
+from agentflow.errors import FencedError, ServerGoneError, StoreError
 from agentflow.storage.dialect import Dialect, Faults, Wake
 from agentflow.storage.statement import Cursor, Tx
 from agentflow.sync_point import sync_point
@@ -209,8 +209,9 @@ class Writer:
             try:
                 return self._try(jobs, careful=careful)
             except Exception as e:
-                if len(jobs) > 1 and not careful and self._dialect.translate(e) is None:
-                    careful = True  # one of them is at fault: find out which
+                unsure = len(jobs) > 1 or isinstance(e, FencedError)
+                if unsure and not careful and self._dialect.translate(e) is None:
+                    careful = True  # find out which of them is at fault, and whether one is
                     continue
                 if self._dialect.is_lost(e):
                     done = self._recover()
@@ -270,6 +271,7 @@ class Writer:
 
     def _alone(self, tx: Tx, job: Job) -> Sequence[Any | Exception]:
         """Run the only job of a transaction: that needs no savepoint."""
+        tx.is_alone = True
         try:
             return job.verb(tx, [job.argument])
         except Exception as e:

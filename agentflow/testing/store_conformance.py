@@ -50,6 +50,7 @@ from agentflow.history.events import (
     RunStarted,
     SignalReceived,
 )
+from agentflow.ledger.budgets import Limits
 from agentflow.ledger.entries import AttemptRecord, CostLine, Priced, adjustment
 from agentflow.ledger.reports import CostQuery, Counted
 from agentflow.ledger.spending import Savings, Waste
@@ -59,6 +60,7 @@ from agentflow.protocols import (
     Append,
     Appended,
     Booking,
+    BudgetChange,
     Claimed,
     LedgerWrite,
     Message,
@@ -575,6 +577,41 @@ class StoreConformance:
         row = await w.append(row, status="waiting", wake_at_ms=None, release=True)
 
         await raises(FencedError, w.store.append(w.batch(row, [scheduled()])))
+
+    @scenario
+    async def test_what_happened_since_the_last_append_counts(self, w: World) -> None:
+        """Also where that one was this writer's own, and plain: nothing is taken for granted."""
+        answers = {}
+        for what in ("nothing", "pause", "cancel", "budget", "takeover"):
+            row = await w.own(what)
+            row = await w.append(row, scheduled("main/a#1"))
+            row = await w.append(row, scheduled("main/b#1"))
+            match what:
+                case "pause" | "cancel":
+                    await w.send(what, to=what)
+                case "budget":
+                    limit = BudgetChange(
+                        project="default", scope="run", name=what, limits=Limits(tokens=1)
+                    )
+                    await w.store.set_budget(limit)
+                case "takeover":
+                    await w.store.release("w1", [row.pk])
+                    await w.claim("w2")
+                case _:
+                    pass
+            batch = w.batch(row, [scheduled()], [starting()])
+            try:
+                answers[what] = (await w.store.append(batch)).refused
+            except FencedError:
+                answers[what] = {"": "fenced"}
+
+        assert answers == {
+            "nothing": {},
+            "pause": {"main/f#1": "pause"},
+            "cancel": {"main/f#1": "cancel"},
+            "budget": {"main/f#1": "bound"},
+            "takeover": {"": "fenced"},
+        }
 
     @scenario
     async def test_a_fenced_run_fails_alone(self, w: World) -> None:

@@ -40,7 +40,7 @@ from agentflow.history.events import (
     SignalReceived,
 )
 from agentflow.protocols import Append, Appended, Message, NewRun, RunRow, Start
-from agentflow.storage import SqlStore, approvals, inbox, runs
+from agentflow.storage import SqlStore, approvals, inbox, lone, runs
 from agentflow.storage import append as append_module
 from agentflow.storage import plan as plan_module
 from agentflow.storage.dialect import Faults
@@ -704,11 +704,17 @@ def void_stays_open(patch: pytest.MonkeyPatch) -> None:
     )
 
 
+def forgets_the_owner(patch: pytest.MonkeyPatch) -> None:
+    """Whoever let go may go on with plain appends."""
+    known = {name: condition for name, condition in lone.UNTOUCHED.items() if name != "owner"}
+    patch.setattr(lone, "UPDATE_PLAIN", lone.update_plain(known))
+
+
 BUGS: tuple[Plant, ...] = (
     no_epoch, no_seq, no_owner, no_batch_id, approval_twice, approval_for_any_call,
     hashes_before_guards, gaps_where_refused, news_are_missed, inbox_is_not_read,
     nobody_is_woken, pause_is_late, claims_keep_the_epoch, anyone_releases,
-    messages_are_doubled, half_a_group_is_kept, void_stays_open,
+    messages_are_doubled, half_a_group_is_kept, void_stays_open, forgets_the_owner,
 )  # fmt: skip
 
 

@@ -114,6 +114,7 @@ class PostgresTx(Tx):
         self.dialect = dialect
         self.news = False
         self.is_over = False
+        self.is_alone = self.is_known_by_id = False
         cursor.execute(begin)
         for setting in cursor.local:
             cursor.execute(setting)
@@ -134,13 +135,15 @@ class PostgresTx(Tx):
         return self._now_ms
 
     @property
-    def number(self) -> str:
-        """The transaction's number in the database."""
-        return str(self._begun()[0][1])
+    def number(self) -> str | None:
+        """The transaction's number in the database; None = the connection was lost before."""
+        begun = self._begun()
+        return str(begun[0][1]) if begun else None
 
     def identify(self) -> None:
         """Learn its number before COMMIT is sent: one that only writes has waited for nothing."""
-        self._begun()
+        if not self.is_known_by_id:
+            self._begun()
 
     def returned(self, hot: Hot, rows: Sequence[Row]) -> list[Row]:
         """Execute a change for many rows at once."""
@@ -153,6 +156,11 @@ class PostgresTx(Tx):
         """Ask for changes that fail where a fence does: then COMMIT, behind them, is not run."""
         if rows:
             self.cursor.must(hot.sql(self.dialect), rows)  # type: ignore[attr-defined]
+
+    def fence(self, hot: Hot, row: Row) -> bool:
+        """Ask for the change, and believe it until the transaction ends: one round trip for all."""
+        self.must(hot, [row])
+        return True
 
     def flush(self) -> None:
         """Send what was asked for, and wait for the answers."""
@@ -395,6 +403,8 @@ class PostgresDialect:
     def is_committed(self, cursor: Any, lost: Tx) -> bool | None:
         """Ask by the transaction's number; None while it is still in progress."""
         assert isinstance(lost, PostgresTx)  # noqa: S101 -- `begin` made it
+        if lost.number is None:  # lost with the answer to its begin: it is known by its id
+            return False
         cursor.execute("SELECT pg_xact_status(%s::xid8)", (lost.number,))
         status = cursor.fetchall()[0][0]
         return {"committed": True, "aborted": False}.get(str(status))
