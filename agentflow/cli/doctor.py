@@ -6,6 +6,7 @@ import asyncio
 import importlib.metadata
 import importlib.util
 import platform
+import re
 from typing import Any
 
 import click
@@ -66,12 +67,22 @@ def installation(where: Where) -> dict[str, Any]:
         "python": platform.python_version(),
         **packages,
         "extras": extras,
-        "database_url": settings.database_url,
+        "database_url": without_password(settings.database_url),
         "project": settings.project,
         "durability": settings.durability,
         "encrypted": bool(settings.encryption_key),
         "modules": list(settings.modules),
     }
+
+
+def without_password(url: str) -> str:
+    """Return a database's URL as it may be shown: reports are pasted into issues.
+
+    >>> without_password("postgresql://ann:secret@db/agentflow?password=secret&sslmode=require")
+    'postgresql://ann:***@db/agentflow?password=***&sslmode=require'
+    """
+    url = re.sub(r"(://[^:/?@]*):[^/?]+@", r"\1:***@", url)
+    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)
 
 
 def _text(value: object) -> str:
