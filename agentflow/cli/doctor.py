@@ -6,7 +6,6 @@ import asyncio
 import importlib.metadata
 import importlib.util
 import platform
-import re
 from typing import Any
 
 import click
@@ -14,7 +13,7 @@ import click
 from agentflow import __version__
 from agentflow.cli import session
 from agentflow.cli.exit_code import ExitCode
-from agentflow.cli.option import Where, where_options
+from agentflow.cli.option import Where, where_options, without_password
 from agentflow.cli.output import iso, now_ms, table, write_json
 from agentflow.protocols import Checkup
 from agentflow.settings import read_settings
@@ -73,16 +72,6 @@ def installation(where: Where) -> dict[str, Any]:
         "encrypted": bool(settings.encryption_key),
         "modules": list(settings.modules),
     }
-
-
-def without_password(url: str) -> str:
-    """Return a database's URL as it may be shown: reports are pasted into issues.
-
-    >>> without_password("postgresql://ann:secret@db/agentflow?password=secret&sslmode=require")
-    'postgresql://ann:***@db/agentflow?password=***&sslmode=require'
-    """
-    url = re.sub(r"(://[^:/?@]*):[^/?]+@", r"\1:***@", url)
-    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)
 
 
 def _text(value: object) -> str:

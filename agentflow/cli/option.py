@@ -18,6 +18,16 @@ _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
 
 
+def without_password(url: str) -> str:
+    """Return a database's URL as it may be shown: reports are pasted into issues.
+
+    >>> without_password("postgresql://ann:secret@db/agentflow?password=secret&sslmode=require")
+    'postgresql://ann:***@db/agentflow?password=***&sslmode=require'
+    """
+    url = re.sub(r"(://[^:/?@]*):[^/?]+@", r"\1:***@", url)
+    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)
+
+
 @dataclass(frozen=True, slots=True)
 class Where:
     """Which runs a command is about.
@@ -32,8 +42,9 @@ class Where:
 
     @property
     def flags(self) -> list[str]:
-        """The options that name the same place in another command."""
-        pairs = (("--database", self.database), ("--project", self.project))
+        """The options that name the same place in another command, for a line that is shown."""
+        database = without_password(self.database) if self.database else None
+        pairs = (("--database", database), ("--project", self.project))
         return [word for name, value in pairs if value for word in (name, value)]
 
 

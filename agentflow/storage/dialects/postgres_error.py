@@ -107,6 +107,9 @@ def store_error(error: BaseException, where: Address) -> StoreError | None:
     if code in READ_ONLY:
         hint = "Connect to the primary: this is a replica, or default_transaction_read_only is on."
         return StoreError(f"{where.shown} can only be read", hint=hint)
+    if code == "3D000" or ('database "' in said and "does not exist" in said):
+        hint = "Create it: createdb NAME. agentflow makes its tables by itself."
+        return DatabaseRightsError(f"{where.shown} has no such database: {said}", hint=hint)
     if code in RIGHTS or (not code and _is_refused(str(cause))):
         return DatabaseRightsError(f"{where.shown} refuses: {said}")
     if code in DAMAGED:
