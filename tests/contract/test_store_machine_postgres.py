@@ -23,7 +23,9 @@ from tests.contract.test_store_machine import BUGS, HUNT, QUICK, Gremlins, Plant
 
 pytestmark = pytest.mark.postgres
 
-EMPTY = f"TRUNCATE {', '.join(t for t in METADATA.tables if t != 'agentflow_schema')}"
+# Thousands of times, of a few rows each: a TRUNCATE of all tables takes three times as long.
+FILLED = [table.name for table in reversed(METADATA.sorted_tables)]
+EMPTY = "; ".join(f"DELETE FROM {name}" for name in FILLED if name != "agentflow_schema")
 
 
 class PostgresGremlins(Gremlins):
