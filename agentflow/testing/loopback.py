@@ -224,6 +224,12 @@ class LoopbackServer:
         record.billed_tokens = 0 if unbilled else sum(token_counts(seen, answer))
         return seen, answer
 
+    def finish(self) -> None:
+        """Let every response in the background be complete by now, whatever was to delay it."""
+        with self._lock:
+            for response, _ in self._kept.values():
+                response.fault = replace(response.fault, delay_seconds=0.0, pause_seconds=0.0)
+
     def lose(self) -> None:
         """Forget every response in the background, as a vendor does after its time."""
         with self._lock:

@@ -218,8 +218,8 @@ async def test_total_timeout_bounds_the_retries(tmp_path: Path) -> None:
 
     @activity(
         name="bounded",
-        total_timeout=0.2,
-        retry=RetryPolicy(max_attempts=99, initial=timedelta(seconds=0.15), jitter=0),
+        total_timeout=20,
+        retry=RetryPolicy(max_attempts=99, initial=timedelta(seconds=15), jitter=0),
     )
     async def bounded() -> None:
         CALLS.append(1)
