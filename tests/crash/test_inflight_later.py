@@ -42,6 +42,16 @@ KNOWN_LATER = [
     ("outcome.before_delivery", 3),
     ("parcel.after_done", 1),
 ]
+ONE_STEP_FURTHER = [
+    ("parcel.before_send", 1),
+    ("parcel.before_ref", 1),
+    ("parcel.before_find", 1),
+    ("parcel.after_ref", 1),
+    ("parcel.before_deliver", 1),
+    ("parcel.after_deliver", 1),
+]
+KILLS = [*UNSENT, *SENT_LATER, *KNOWN_LATER, *ONE_STEP_FURTHER]
+POINTS = {point for point, _ in KILLS if point.startswith("parcel.")}
 BATCHES = [kind for kind in LATER if kind != "window"]
 
 
@@ -67,15 +77,7 @@ async def test_a_batch_is_paid_once_however_often_its_worker_dies(
     forks: Any, tmp_path: Path, kind: str
 ) -> None:
     """Each process dies one step further."""
-    kills = [
-        ("parcel.before_send", 1),
-        ("parcel.before_ref", 1),
-        ("parcel.before_find", 1),
-        ("parcel.after_ref", 1),
-        ("parcel.before_deliver", 1),
-        ("parcel.after_deliver", 1),
-    ]
-    trial = await killed(forks, tmp_path, kind, *kills, stream=False)
+    trial = await killed(forks, tmp_path, kind, *ONE_STEP_FURTHER, stream=False)
 
     assert_sound(trial)
     assert (trial.posts, trial.doubts) == (2, [])
