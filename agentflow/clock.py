@@ -31,6 +31,10 @@ class SystemClock:
         """Return the current time in milliseconds since 1970-01-01 UTC."""
         return time_ns() // 1_000_000
 
+    def steady_ms(self) -> int:
+        """Return milliseconds on a clock that nobody sets; only differences mean something."""
+        return int(boot_seconds() * 1000)
+
     async def sleep(self, seconds: float) -> None:
         """Wait *seconds* of wall-clock time, also where the machine sleeps in between."""
         until_ms = self.now_ms() + int(seconds * 1000)

@@ -75,12 +75,14 @@ class Heart:
         beat_seconds: Time between beats.
         seconds: A clock that also counts while the process is stopped.
         now_ms: The wall clock of this host.
+        steady_ms: A clock of this host that nobody sets; the wall clock where there is none.
         on_lapse: Told, in the event loop, that the lease had run out; its argument says whether it
             is still there.
 
     Attributes:
         lease: What is known of the lease.
         ahead_ms: By how many milliseconds the database's clock is ahead of this host's.
+        offset_ms: The same for the clock that nobody sets.
     """
 
     def __init__(
@@ -93,14 +95,16 @@ class Heart:
         seconds: Callable[[], float],
         now_ms: Callable[[], int],
         on_lapse: Callable[[bool], None],
+        steady_ms: Callable[[], int] | None = None,
     ) -> None:
         self.lease = Lease(lease_seconds)
-        self.ahead_ms = 0
+        self.ahead_ms = self.offset_ms = 0
         self.worker_id = worker_id
         self._store = store
         self._beat_seconds = beat_seconds
         self._seconds = seconds
         self._now_ms = now_ms
+        self._steady_ms = steady_ms or now_ms
         self._on_lapse = on_lapse
         self._loop = asyncio.get_running_loop()
         self._open = asyncio.Event()
@@ -160,6 +164,7 @@ class Heart:
     def beat(self) -> bool:
         """Beat once; return whether the database answered."""
         worker_id, sent_at, sent_ms = self.worker_id, self._seconds(), self._now_ms()
+        steady_ms = self._steady_ms()
         was_held = self.lease.is_held(sent_at)
         try:
             answer = self._store.beat(worker_id, int(self.lease.length * 1000))
@@ -173,6 +178,7 @@ class Heart:
             return True
         self._beaten_at = sent_at
         self.ahead_ms = answer.now_ms - (sent_ms + self._now_ms()) // 2
+        self.offset_ms = answer.now_ms - (steady_ms + self._steady_ms()) // 2
         if answer.has_lapsed:
             self.lease.doubt()
             self._call(self._on_lapse, answer.is_known)

@@ -61,6 +61,7 @@ class Membership:
         self._store = store
         self._card = card
         self._clock = clock
+        self._steady_ms: Callable[[], int] = getattr(clock, "steady_ms", clock.now_ms)
         self._lease_seconds = lease_seconds
         self._beat_seconds = beat_seconds
         self._drop_lost = drop_lost
@@ -83,9 +84,13 @@ class Membership:
     # -- the clock of all workers
 
     def now_ms(self) -> int:
-        """Return the database's time as far as it is known; of a file, this host's."""
+        """Return the database's time as far as it is known; of a file, this host's.
+
+        It goes on from the last beat on a clock that nobody sets: a timer that were started while
+        this host's wall clock is an hour ahead would be an hour late, whoever fires it.
+        """
         heart = self._heart
-        return self._clock.now_ms() + (heart.ahead_ms if heart is not None else 0)
+        return self._clock.now_ms() if heart is None else self._steady_ms() + heart.offset_ms
 
     async def sleep(self, seconds: float) -> None:
         """Wait *seconds*."""
@@ -122,15 +127,16 @@ class Membership:
 
     async def join(self) -> None:
         """Introduce the worker; where the database is shared, begin to beat."""
-        sent_at, sent_ms = self._seconds(), self._clock.now_ms()
+        sent_at, sent_ms, steady_ms = self._seconds(), self._clock.now_ms(), self._steady_ms()
         now_ms = await self._store.register(self._card, int(self._lease_seconds * 1000))
         if not self.is_shared:
             return
         self._heart = Heart(
             self._store, self._card.id, lease_seconds=self._lease_seconds,
             beat_seconds=self._beat_seconds, seconds=self._seconds, now_ms=self._clock.now_ms,
-            on_lapse=self._lapsed,
+            steady_ms=self._steady_ms, on_lapse=self._lapsed,
         )  # fmt: skip
+        self._heart.offset_ms = now_ms - (steady_ms + self._steady_ms()) // 2
         self._heart.ahead_ms = now_ms - (sent_ms + self._clock.now_ms()) // 2
         self._heart.start(sent_at)
 

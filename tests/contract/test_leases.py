@@ -203,6 +203,44 @@ async def test_a_clean_stop_leaves_no_trace(tmp_path: Path) -> None:
     await after.close()
 
 
+class SetClock(SystemClock):
+    """The clock of a host that somebody sets."""
+
+    ahead_ms = 0
+
+    def now_ms(self) -> int:
+        """Return the time that the host believes in."""
+        return super().now_ms() + self.ahead_ms
+
+
+CLOCK = SetClock()
+
+
+@activity
+async def set_clock(ahead_ms: int) -> None:
+    """Set it."""
+    CLOCK.ahead_ms = ahead_ms
+
+
+@workflow
+async def nap_after_a_change(ahead_ms: int) -> str:
+    """Wait for a moment, longer than the time between beats."""
+    await set_clock(ahead_ms)
+    await asyncio.sleep(0.4)
+    return "done"
+
+
+@looped
+async def test_a_wall_clock_that_is_set_moves_no_timer(tmp_path: Path) -> None:
+    """A timer that is started before the next beat is due when the database says so."""
+    CLOCK.ahead_ms = 0
+    store = shared_store(tmp_path / "a.db")
+    async with agentflow.open(store=store, clock=CLOCK, worker=OPTIONS) as flow:
+        run = await flow.start(nap_after_a_change, 3_600_000)
+        async with asyncio.timeout(5):
+            assert await run.result() == "done"
+
+
 @looped
 async def test_a_worker_that_broke_gives_its_runs_away(tmp_path: Path) -> None:
     """Its heart stops, although its process lives on."""
