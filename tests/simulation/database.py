@@ -16,11 +16,11 @@ from sqlalchemy import Connection
 
 from agentflow.errors import ServerGoneError
 from agentflow.protocols import Beat
-from agentflow.storage.append import append
 from agentflow.storage.database import Collector, Question
 from agentflow.storage.dialect import Faults
 from agentflow.storage.dialects.sqlite import SqliteDialect
 from agentflow.storage.leases import beat
+from agentflow.storage.plan import Encoded
 from agentflow.storage.statement import Tx
 from agentflow.storage.store import SqlStore
 from agentflow.storage.writer import Job, Verb, Writer, deliver, failure
@@ -156,7 +156,7 @@ class SimulatedDatabase:
                 return
             self._world.after(self._latency(), lambda: deliver(waiting, results), self._process)
 
-        is_append = any(getattr(one, "verb", None) is append for one in waiting)
+        is_append = any(isinstance(getattr(one, "argument", None), Encoded) for one in waiting)
         if is_append:
             self._spring("sent")
         self._world.after(self._latency(), arrive)
@@ -174,7 +174,7 @@ class SimulatedDatabase:
                 done = self.writer._transact(jobs)
             except Exception as e:  # noqa: BLE001 -- handed to the callers
                 return [failure(self.dialect, e) for _ in jobs]
-            kinds = sorted({job.verb.__qualname__ for job in jobs})
+            kinds = sorted({type(job.argument).__name__ for job in jobs})
             self._world.note(f"{self._process.name} {' '.join(kinds)} {len(jobs)}")
             if done.news:
                 self._tell_all()
