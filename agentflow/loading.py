@@ -7,6 +7,8 @@ import importlib
 import sys
 from types import ModuleType
 
+_FROZEN_BY_PYTHON = 1000  # objects at most: 3.12 begins with 375; an application has thousands
+
 
 def load(path: str) -> ModuleType:
     """Return the module *path*, imported at the first call.
@@ -29,7 +31,7 @@ def load(path: str) -> ModuleType:
 
 def _age() -> None:
     """Move every object into the oldest generation, without a look at any of them."""
-    if gc.get_freeze_count():
+    if gc.get_freeze_count() > _FROZEN_BY_PYTHON:
         return  # the application has frozen objects of its own, which this would release
     gc.freeze()
     gc.unfreeze()

@@ -129,10 +129,11 @@ def _spent(
         if one["doubtful"]
     }
     total: int = sum(doubtful.values())
+    places = {(pk, key.partition(PAST)[0], number) for pk, key, number in doubtful}
     for run in runs:
         for attempt in run.attempts:
             place = (run.row["pk"], attempt["key"], attempt["attempt"])
-            if place in doubtful:
+            if place in places and attempt["cost_status"] not in _KNOWN:
                 continue  # its bound counts in full, whatever part of its price is known
             if row["scope"] in _WIDE:
                 counts = _counts(row, run, attempt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -24,10 +25,12 @@ STARTED: list[ev.AnyEvent] = [
 def run_of(**more: Any) -> RunFacts:
     """Return a run with a call that ended, one that died, and its second attempt in flight."""
     row = {"pk": 1, "id": "r", "project": "default", "parent_pk": None, "tags": ["t"]}
-    entry = {"kind": "model", "name": "agent", "at_ms": 0, "lines": 40, "amount_pico_usd": 40}
+    entry = {"kind": "model", "name": "agent", "at_ms": 0, "lines": 40, "amount_pico_usd": 40,
+             "cost_status": "priced"}  # fmt: skip
+    unknown = {**entry, "amount_pico_usd": None, "lines": None, "cost_status": "unknown_usage"}
     entries = [
         {**entry, "key": "a", "attempt": 1},
-        {**entry, "key": "b", "attempt": 1, "amount_pico_usd": None, "lines": None},
+        {**unknown, "key": "b", "attempt": 1},
     ]
     return RunFacts(row={**row, **more}, rows=(), attempts=entries, events=tuple(STARTED))
 
@@ -92,6 +95,19 @@ def test_a_lie_of_a_budget_is_found(changed: dict[str, Any], says: str) -> None:
 def test_an_overrun_that_is_flagged_is_no_lie() -> None:
     """What the provider billed beyond its bound may pass the limit."""
     assert found(limit_pico_usd=239, over_pico_usd=1, limit_tokens=15, over_tokens=1) == []
+
+
+def test_a_segment_before_may_have_paid_for_a_call_under_the_key_of_a_doubt() -> None:
+    """After `continue_as_new` keys count from the start: what is known of an older call counts."""
+    run = run_of()
+    before = {**run.attempts[0], "key": "b"}
+    facts = StoreFacts(
+        runs=[replace(run, attempts=[before, *run.attempts])],
+        bodies=LoadedBodies({}, {}),
+        budgets=[{**BUDGET, "spent_pico_usd": 180}],
+        reservations=[held(1, doubtful=True), held(2, doubtful=False)],
+    )
+    assert list(budgets(facts)) == []
 
 
 def test_nothing_is_held_for_what_has_its_outcome_or_never_began() -> None:
