@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 
 from agentflow.errors import SchemaVersionError
 from agentflow.storage import migrations
@@ -14,9 +14,14 @@ from agentflow.storage.schema import METADATA, SCHEMA_VERSION
 from agentflow.storage.views import VIEWS, sqlite_view
 
 
+def in_memory() -> Connection:
+    """Connect to a database that is gone, and closed, with its connection."""
+    return create_engine("sqlite://", poolclass=NullPool).connect()
+
+
 def test_a_fresh_database_is_created_and_stamped() -> None:
     """All tables, all views, one version."""
-    with create_engine("sqlite://").connect() as conn:
+    with in_memory() as conn:
         assert current_version(conn) is None
         migrate(conn, view=sqlite_view, now_ms=5)
         migrate(conn, view=sqlite_view, now_ms=6)
@@ -38,7 +43,7 @@ def test_an_older_database_goes_step_by_step(monkeypatch: pytest.MonkeyPatch) ->
 
         return run
 
-    with create_engine("sqlite://").connect() as conn:
+    with in_memory() as conn:
         migrate(conn, view=sqlite_view, now_ms=5)
         monkeypatch.setattr(migrations, "SCHEMA_VERSION", SCHEMA_VERSION + 2)
         steps = {n: step(n) for n in (SCHEMA_VERSION + 1, SCHEMA_VERSION + 2)}
@@ -64,7 +69,7 @@ def test_a_database_of_version_1_keeps_its_rows_and_gets_the_books() -> None:
         "'book', '1', NULL, '', NULL, '{}')"
     )
     line = "INSERT INTO cost_lines VALUES (1, 1, 1, 'input', 7, '0.000000000001', 7, '')"
-    with create_engine("sqlite://").connect() as conn, create_engine("sqlite://").connect() as new:
+    with in_memory() as conn, in_memory() as new:
         for statement in old.split(";\n"):
             conn.exec_driver_sql(statement)
         for statement in ("INSERT INTO agentflow_schema VALUES (1, 1)", attempt, detail, line):
@@ -97,7 +102,7 @@ def test_runs_of_an_older_database_learn_their_pinned_version() -> None:
         "INSERT INTO events (run_pk, seq, kind, time_ms, data, hash) "
         "VALUES (?, 1, 'RunStarted', 1, ?, x'00')"
     )
-    with create_engine("sqlite://").connect() as conn:
+    with in_memory() as conn:
         for statement in (*old.split(";\n"), "INSERT INTO agentflow_schema VALUES (1, 1)"):
             conn.exec_driver_sql(statement)
         for pk, data in ((1, '{"workflow_version":"7"}'), (2, "{}")):
