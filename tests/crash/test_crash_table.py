@@ -100,7 +100,7 @@ def test_random_kills_lose_nothing(run: Run) -> None:
     """Killed at random times, again and again, until the run has ended."""
     results: list[Result] = []
     while sum(r.killed for r in results) < RANDOM_KILLS:
-        results += run(random_kills(84, SEED + len(results)))
+        results += run(random_kills(36, SEED + len(results)))
 
     assert wrong(results) == []
 
