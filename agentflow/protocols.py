@@ -1037,8 +1037,12 @@ class Store(Protocol):
         """Take parcels that somebody must see to now; other workers leave them alone meanwhile."""
         ...
 
-    async def next_parcel_ms(self) -> int | None:
-        """Return when a parcel must be seen to next, or None."""
+    async def release_parcels(self, worker_id: str) -> None:
+        """Let other workers see to the parcels of one that stops."""
+        ...
+
+    async def next_parcel_ms(self, worker_id: str) -> int | None:
+        """Return when a worker may see to a parcel next, or None; another's waits for its lease."""
         ...
 
     async def asked(self, parcel_pk: int, *, after: str = "", limit: int = 200) -> list[Asked]:

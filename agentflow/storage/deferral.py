@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import bindparam, func, or_, select, update
+from sqlalchemy import and_, bindparam, case, func, or_, select, update
 from sqlalchemy.engine import Row as CoreRow
 
 from agentflow import ids
@@ -259,11 +259,20 @@ def parcel_of(row: CoreRow[Any]) -> Parcel:
     )
 
 
-def next_ms(tx: Tx) -> int | None:
-    """Return when a parcel must be seen to next."""
-    soonest = select(func.min(parcels.c.next_at_ms)).where(parcels.c.next_at_ms.is_not(None))
-    found: int | None = tx.conn.execute(soonest).scalar()
+def next_ms(tx: Tx, worker_id: str, *, is_alone: bool) -> int | None:
+    """Return when a worker may see to a parcel next: another's only once its lease is over."""
+    due = parcels.c.next_at_ms
+    is_anothers = and_(parcels.c.owner != worker_id, parcels.c.lease_until_ms > due)
+    at = due if is_alone else case((is_anothers, parcels.c.lease_until_ms), else_=due)
+    found: int | None = tx.conn.execute(select(func.min(at)).where(due.is_not(None))).scalar()
     return found
+
+
+def release(tx: Tx, worker_id: str) -> None:
+    """End the leases of a worker that stops: what each parcel's state says is all there is."""
+    held = (parcels.c.owner == worker_id, parcels.c.next_at_ms.is_not(None))
+    count = tx.conn.execute(update(parcels).where(*held).values(lease_until_ms=0)).rowcount
+    tx.news = tx.news or count > 0
 
 
 def next_answer_ms(tx: Tx, run_pk: int) -> int | None:

@@ -109,6 +109,7 @@ SWEEP = each(prune.sweep)
 PACK = each(deferral.pack)
 PUT_BACK = each(deferral.put_back)
 CLAIM_PARCELS = each(deferral.claim)
+RELEASE_PARCELS = each(deferral.release)
 NOTE_PARCEL = each(deferral.note)
 HURRY = each(deferral.hurry)
 DELIVER = each(deferral.deliver)
@@ -533,9 +534,14 @@ class SqlStore:
         wanted = deferral.ParcelClaim(worker_id, now_ms, limit, is_alone)
         return await self._db.write(CLAIM_PARCELS, wanted)
 
-    async def next_parcel_ms(self) -> int | None:
-        """Return when a parcel must be seen to next, or None."""
-        return await self._db.read(deferral.next_ms)
+    async def release_parcels(self, worker_id: str) -> None:
+        """Let other workers see to the parcels of one that stops."""
+        await self._db.write(RELEASE_PARCELS, worker_id)
+
+    async def next_parcel_ms(self, worker_id: str) -> int | None:
+        """Return when a worker may see to a parcel next, or None."""
+        is_alone = not self.is_shared
+        return await self._db.read(lambda tx: deferral.next_ms(tx, worker_id, is_alone=is_alone))
 
     async def asked(self, parcel_pk: int, *, after: str = "", limit: int = 200) -> list[Asked]:
         """Return calls of a parcel that somebody waits for, behind a custom id."""

@@ -35,6 +35,7 @@ from agentflow.errors import (
     FencedError,
     NotFoundError,
     ProviderError,
+    StoreError,
     UnknownModelError,
 )
 from agentflow.llm.deferral import DeferredCall, Parcel, Result, Route
@@ -146,10 +147,15 @@ class Dispatcher:
         self._wake.set()
 
     async def close(self) -> None:
-        """Stop now; what is cut off is taken up by the next worker."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
+        """Stop now; what is cut off is taken up by the next worker, at once."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.wait({self._task})
+        try:  # behind a claim that was on its way: the store writes in the order of asking
+            await self._store.release_parcels(self._me)
+        except StoreError as e:
+            _LOG.warning("parcels were not released", extra={"error": str(e)})
 
     # --- rounds -----------------------------------------------------------------------------
 
@@ -186,7 +192,7 @@ class Dispatcher:
                 await self._see_to_all(parcels)
             finally:
                 self._busy -= 1
-        due = await self._store.next_parcel_ms()
+        due = await self._store.next_parcel_ms(self._me)
         times = [t for t in (next_ms, due) if t is not None]
         return max(0, min(times) - self._house.clock.now_ms()) if times else None
 
