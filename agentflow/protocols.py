@@ -1037,10 +1037,6 @@ class Store(Protocol):
         """Take parcels that somebody must see to now; other workers leave them alone meanwhile."""
         ...
 
-    async def release_parcels(self, worker_id: str) -> None:
-        """Let other workers see to the parcels of one that stops."""
-        ...
-
     async def next_parcel_ms(self, worker_id: str) -> int | None:
         """Return when a worker may see to a parcel next, or None; another's waits for its lease."""
         ...
@@ -1139,7 +1135,7 @@ class Store(Protocol):
         ...
 
     async def leave(self, worker_id: str) -> None:
-        """Let go of all runs of a worker that stops, and forget it.
+        """Let go of all runs and parcels of a worker that stops, and forget it.
 
         Runs that a claim gave it which it never heard of are among them.
         """

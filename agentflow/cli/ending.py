@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import replace
-from typing import Any
+from typing import Any, TextIO
 
 from agentflow.cli.exit_code import ExitCode
 from agentflow.cli.follow import Stop
@@ -55,6 +56,7 @@ class Report:
         replayed: Of those, the ones that were there before.
         again: The command that resumes it.
         where: The database.
+        stdout: Where the answer goes; tools of a worker in this process print elsewhere.
     """
 
     stop: Stop
@@ -64,6 +66,7 @@ class Report:
     replayed: int
     again: str
     where: Where
+    stdout: TextIO
 
 
 async def cost_of(client: Client, run_id: str) -> CostGroup:
@@ -83,13 +86,15 @@ async def report(client: Client, made: Report, *, as_json: bool, in_one_line: bo
     if row.status == "completed":
         value = result_of(client, row)
         note(_summary(made))
-        if as_json:
-            write_run({**shown, "result": value}, in_one_line=in_one_line)
-        else:
-            write_json(value)
+        with contextlib.redirect_stdout(made.stdout):
+            if as_json:
+                write_run({**shown, "result": value}, in_one_line=in_one_line)
+            else:
+                write_json(value)
         return ExitCode.DONE
     if as_json:
-        write_run(shown, in_one_line=in_one_line)
+        with contextlib.redirect_stdout(made.stdout):
+            write_run(shown, in_one_line=in_one_line)
     if made.stop.why == "interrupted":
         msg = f"interrupted; run {row.id} is kept and {_kept(made)}"
         raise RunInterruptedError(msg, hint=f"Resume: {made.again}", data={"run": row.id})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import field
@@ -167,7 +166,7 @@ async def follow(
     loop = asyncio.get_running_loop()
     deadline = None if timeout is None else loop.time() + timeout.total_seconds()
     patience = Patience(flow, loop.time)
-    with contextlib.redirect_stdout(sys.stderr), brake.held():
+    with brake.held():
         async with background(*([pass_on(follower)] if stream else [])):
             while True:
                 row = await follower.look()

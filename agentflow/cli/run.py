@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import shlex
 import sys
+from dataclasses import field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -47,12 +48,14 @@ class Following:
         timeout: Longest time.
         stream: Whether models' text is shown; None = on a terminal.
         as_json: Whether the result is written in an envelope.
+        stdout: Where it is written; what tools print goes to stderr meanwhile.
     """
 
     wait: bool
     timeout: timedelta | None
     stream: bool | None
     as_json: bool
+    stdout: TextIO = field(default_factory=lambda: sys.stdout)
 
 
 def following_options(command: Command) -> Command:
@@ -277,6 +280,7 @@ async def work(flow: Flow, handle: Run[Any], how: Following, resume: Again) -> i
         replayed=replayed,
         again=resume.command(handle.id),
         where=resume.where,
+        stdout=how.stdout,
     )
     return await report(flow, made, as_json=how.as_json)
 

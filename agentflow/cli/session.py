@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -66,6 +68,10 @@ async def writing(where: Where) -> AsyncIterator[Client]:
 
 @asynccontextmanager
 async def working(where: Where) -> AsyncIterator[Flow]:
-    """Open the database of *where* with a worker in this process."""
-    async with app.open(where.database, project=where.project, actor=actor()) as flow:
-        yield flow
+    """Open the database of *where* with a worker in this process.
+
+    What its tools print goes to stderr: stdout is for the answer alone.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        async with app.open(where.database, project=where.project, actor=actor()) as flow:
+            yield flow

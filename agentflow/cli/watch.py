@@ -96,7 +96,7 @@ async def _watch(where: Where, run_id: str, how: Watching) -> int:
             return ExitCode.WAITING
         made = Report(
             stop=stop, row=row, cost=await cost_of(client, row.id), recorded=chronicle.recorded,
-            replayed=0, again=again(row.id, (), where), where=where,
+            replayed=0, again=again(row.id, (), where), where=where, stdout=sys.stdout,
         )  # fmt: skip
         return await report(client, made, as_json=how.as_json, in_one_line=True)
 

@@ -268,13 +268,6 @@ def next_ms(tx: Tx, worker_id: str, *, is_alone: bool) -> int | None:
     return found
 
 
-def release(tx: Tx, worker_id: str) -> None:
-    """End the leases of a worker that stops: what each parcel's state says is all there is."""
-    held = (parcels.c.owner == worker_id, parcels.c.next_at_ms.is_not(None))
-    count = tx.conn.execute(update(parcels).where(*held).values(lease_until_ms=0)).rowcount
-    tx.news = tx.news or count > 0
-
-
 def next_answer_ms(tx: Tx, run_pk: int) -> int | None:
     """Return when an answer to a call of a run may come; 0 while one is to be handed over."""
     query = select(parcels.c.state, parcels.c.next_at_ms)

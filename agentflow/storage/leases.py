@@ -17,7 +17,7 @@ from agentflow.clock import Clock
 from agentflow.dataclass import dataclass
 from agentflow.protocols import Beat, WorkerCard, WorkerRow
 from agentflow.storage.dialect import Dialect
-from agentflow.storage.schema import leases, runs, workers
+from agentflow.storage.schema import leases, parcels, runs, workers
 from agentflow.storage.statement import Hot, Tx, const, insert_rows
 
 KEPT_MS = 3_600_000  # a dead worker is shown for an hour after its lease ran out
@@ -97,12 +97,14 @@ def drain(tx: Tx, worker_id: str) -> None:
 
 
 def leave(tx: Tx, worker_id: str) -> None:
-    """Let go of all runs of a worker that stops, and forget it."""
+    """Let go of all runs and parcels of a worker that stops, and forget it."""
     held = (runs.c.owner == worker_id, runs.c.wake_at_ms.is_not(None))
     freed = tx.conn.execute(runs.update().where(*held).values(owner=None)).rowcount
     tx.news = tx.news or freed > 0
     if not tx.dialect.is_shared:
         return
+    sent = (parcels.c.owner == worker_id, parcels.c.next_at_ms.is_not(None))
+    tx.conn.execute(parcels.update().where(*sent).values(lease_until_ms=0))
     tx.conn.execute(leases.delete().where(leases.c.worker_id == worker_id))
     tx.conn.execute(workers.delete().where(workers.c.id == worker_id))
 

@@ -109,7 +109,6 @@ SWEEP = each(prune.sweep)
 PACK = each(deferral.pack)
 PUT_BACK = each(deferral.put_back)
 CLAIM_PARCELS = each(deferral.claim)
-RELEASE_PARCELS = each(deferral.release)
 NOTE_PARCEL = each(deferral.note)
 HURRY = each(deferral.hurry)
 DELIVER = each(deferral.deliver)
@@ -534,10 +533,6 @@ class SqlStore:
         wanted = deferral.ParcelClaim(worker_id, now_ms, limit, is_alone)
         return await self._db.write(CLAIM_PARCELS, wanted)
 
-    async def release_parcels(self, worker_id: str) -> None:
-        """Let other workers see to the parcels of one that stops."""
-        await self._db.write(RELEASE_PARCELS, worker_id)
-
     async def next_parcel_ms(self, worker_id: str) -> int | None:
         """Return when a worker may see to a parcel next, or None."""
         is_alone = not self.is_shared
@@ -623,7 +618,7 @@ class SqlStore:
             await self._db.write(DRAIN, worker_id)
 
     async def leave(self, worker_id: str) -> None:
-        """Let go of all runs of a worker that stops, and forget it."""
+        """Let go of all runs and parcels of a worker that stops, and forget it."""
         await self._db.write(LEAVE, worker_id)
 
     async def workers(self) -> list[WorkerRow]:

@@ -35,7 +35,6 @@ from agentflow.errors import (
     FencedError,
     NotFoundError,
     ProviderError,
-    StoreError,
     UnknownModelError,
 )
 from agentflow.llm.deferral import DeferredCall, Parcel, Result, Route
@@ -147,15 +146,10 @@ class Dispatcher:
         self._wake.set()
 
     async def close(self) -> None:
-        """Stop now; what is cut off is taken up by the next worker, at once."""
-        if self._task is None:
-            return
-        self._task.cancel()
-        await asyncio.wait({self._task})
-        try:  # behind a claim that was on its way: the store writes in the order of asking
-            await self._store.release_parcels(self._me)
-        except StoreError as e:
-            _LOG.warning("parcels were not released", extra={"error": str(e)})
+        """Stop now; what is cut off is let go of as the worker leaves the store, for the next."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
 
     # --- rounds -----------------------------------------------------------------------------
 

@@ -48,6 +48,14 @@ def test_the_result_is_json_on_stdout_and_everything_else_on_stderr() -> None:
     assert "run pages-1 completed" in done.err
 
 
+def test_another_run_of_the_same_worker_prints_elsewhere_too() -> None:
+    """It begins as soon as the worker does, before the run that was asked for."""
+    call("run", flow("cli_pages"), "1", "--id", "other", "--detach")
+    done = call("run", flow("cli_pages"), "1", "--id", "mine")
+
+    assert done.json == ["page 0 for me"]
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -27,7 +27,7 @@ async def test_a_parcel_waits_for_its_worker_and_is_let_go_when_that_stops(tmp_p
     theirs = await store.claim_parcels("w2", now_ms=now, limit=9)
     due = await store.next_parcel_ms("w2")
     own = await store.next_parcel_ms("w1")
-    await store.release_parcels("w1")
+    await store.leave("w1")
     after = await store.claim_parcels("w2", now_ms=now, limit=9)
     await store.close()
 

@@ -109,7 +109,7 @@ async def test_a_waiting_run_gives_its_place_away(tmp_path: Path) -> None:
 async def test_a_parent_and_its_child_share_one_place(tmp_path: Path) -> None:
     """A run that waits for its child has left its place to it; queue, priority and key go along."""
 
-    @workflow
+    @workflow(name="queued_child")
     async def child(n: int) -> int:
         return n + 1
 
