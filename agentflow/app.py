@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentflow.activities.llm_call import Models
 from agentflow.client import Client, Run, Seams, Watch
+from agentflow.client.operation import checked_key
 from agentflow.clock import Clock, SystemClock
 from agentflow.codec import Cipher, Codec
 from agentflow.engine.definitions import REGISTRY, Registry, Workflow
@@ -20,7 +21,7 @@ from agentflow.errors import OwnedElsewhereError, SettingsError, UnknownModelErr
 from agentflow.ids import new_worker_id
 from agentflow.llm.usage import Usage
 from agentflow.loading import load
-from agentflow.protocols import PriceBook, Provider, QueueLimit, Store
+from agentflow.protocols import PriceBook, Provider, QueueLimit, RateLimit, Store
 from agentflow.settings import Settings, read_settings
 from agentflow.worker.worker import Worker, WorkerOptions
 
@@ -137,7 +138,11 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
     options = worker or worker_options(settings)
     if queues is not None:
         options = replace(options, queues=tuple(queues))
-    options = replace(options, limits=(*queue_limits(settings), *options.limits))
+    options = replace(
+        options,
+        limits=(*queue_limits(settings), *options.limits),
+        rates=(*rate_limits(settings), *options.rates),
+    )
     options = _with_resources(options, resources or {}, models)
     seams = _seams(settings, clock, watch, registry, actor, store)
     await store.open()
@@ -303,6 +308,14 @@ def queue_limits(settings: Settings) -> list[QueueLimit]:
     return [
         QueueLimit(scope="queue", name=name, source="settings", **limits)
         for name, limits in settings.queues.items()
+    ]
+
+
+def rate_limits(settings: Settings) -> list[RateLimit]:
+    """Return the rates that *settings* name."""
+    return [
+        RateLimit(model=model, key=checked_key(key), source="settings", **limits)
+        for (model, key), limits in settings.rates.items()
     ]
 
 

@@ -861,6 +861,10 @@ class Store(Protocol):
         """Set the rate of a model and key; lift it where both numbers are None."""
         ...
 
+    async def declare_rates(self, wanted: Sequence[RateLimit]) -> None:
+        """Set rates that settings name, where nobody has set others by hand."""
+        ...
+
     async def rates(self) -> list[RateLimit]:
         """Return the rates by model and key."""
         ...

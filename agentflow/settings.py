@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from agentflow.loading import load
 
 _PREFIX = "AGENTFLOW_"
 _BEATS_PER_LEASE = 3  # so that one that gets lost costs nobody a run
-TABLES = frozenset({"queues"})
+TABLES = frozenset({"queues", "rates"})
 """Settings with parts: a file has room for them, a variable has not."""
 
 # Values of variables that are named like this are scrubbed from everything that is written.
@@ -46,6 +46,10 @@ class Settings:
             `pyproject.toml` relative to it.
         queues: Limits of queues by name, in `pyproject.toml` only:
             ``[tool.agentflow.queues.NAME]`` with ``concurrency`` and ``per_key``.
+        rates: Rates by model and key (``""`` = all calls together), in `pyproject.toml` only:
+            ``[tool.agentflow.rates."PROVIDER:NAME"]`` with ``requests_per_minute`` and
+            ``tokens_per_minute``; those of a key in
+            ``[tool.agentflow.rates."PROVIDER:NAME".keys.KEY]``.
         reports_url: Address of the vendor's API for `agentflow reconcile --live`, where it is not
             the usual one. Its key is ``OPENAI_ADMIN_KEY`` or ``ANTHROPIC_ADMIN_KEY``.
         secrets: Known secret values by name; scrubbed before anything is written.
@@ -63,6 +67,7 @@ class Settings:
     modules: tuple[str, ...] = ()
     prices: str = ""
     queues: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    rates: Mapping[tuple[str, str], Mapping[str, int]] = field(default_factory=dict)
     reports_url: str = ""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -149,19 +154,48 @@ def _switch(name: str, value: object) -> bool:
 
 def _queue_limits(name: str, value: object) -> dict[str, dict[str, int]]:
     """Return the limits of queues by the queues' names."""
-    known = ("concurrency", "per_key")
-    hint = f"Write [tool.agentflow.{name}.NAME] with {' and '.join(known)}."
-    if not isinstance(value, dict) or not all(isinstance(one, dict) for one in value.values()):
-        msg = f"{name} is {value!r}"
-        raise SettingsError(msg, hint=hint)
-    for table, limits in value.items():
+    return _numbers(name, value, ("concurrency", "per_key"), place=f"{name}.NAME")
+
+
+def _rate_limits(name: str, value: object) -> dict[tuple[str, str], dict[str, int]]:
+    """Return rates by model and key."""
+    known = ("requests_per_minute", "tokens_per_minute")
+    place = f'{name}."PROVIDER:NAME"'
+    found: dict[tuple[str, str], dict[str, int]] = {}
+    for model, limits in _tables(name, value, f"Write [tool.agentflow.{place}].").items():
+        provider, colon, own = model.partition(":")
+        if not (provider and colon and own):
+            msg = f"{name}.{model} is not written provider:name"
+            raise SettingsError(msg, hint=f"Write [tool.agentflow.{place}], with the quotes.")
+        of_all = {key: one for key, one in limits.items() if key != "keys"}
+        found[model, ""] = _numbers(name, {model: of_all}, known, place=place)[model]
+        of_keys = f"{name}.{model}.keys"
+        by_key = _numbers(of_keys, limits.get("keys", {}), known, place=f"{place}.keys.KEY")
+        found |= {(model, key): one for key, one in by_key.items()}
+    return found
+
+
+def _numbers(
+    name: str, value: object, known: Sequence[str], *, place: str
+) -> dict[str, dict[str, int]]:
+    """Return tables of whole numbers by the tables' names."""
+    hint = f"Write [tool.agentflow.{place}] with {' and '.join(known)}."
+    tables = _tables(name, value, hint)
+    for table, limits in tables.items():
         if unknown := sorted(limits.keys() - set(known)):
             msg = f"{name}.{table} has unknown settings: {', '.join(unknown)}"
             raise SettingsError(msg, hint=hint)
     return {
         table: {key: _number(f"{name}.{table}.{key}", one) for key, one in limits.items()}
-        for table, limits in value.items()
+        for table, limits in tables.items()
     }
+
+
+def _tables(name: str, value: object, hint: str) -> dict[str, dict[str, object]]:
+    if isinstance(value, dict) and all(isinstance(one, dict) for one in value.values()):
+        return value
+    msg = f"{name} is {value!r}"
+    raise SettingsError(msg, hint=hint)
 
 
 def _names(name: str, value: object) -> tuple[str, ...]:
@@ -180,6 +214,7 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "beat_seconds": _seconds,
     "background": _switch,
     "queues": _queue_limits,
+    "rates": _rate_limits,
     "modules": _names,
 }
 

@@ -195,6 +195,17 @@ def set_(tx: Tx, wanted: RateLimit) -> None:
         tx.conn.execute(table.update().where(*of_each).values(**changed))
 
 
+def declare(tx: Tx, wanted: Sequence[RateLimit]) -> None:
+    """Set the limits that settings name, where nobody has set them by hand."""
+    columns = (table.c.model, table.c.key, table.c.requests, table.c.tokens, table.c.source)
+    known = {(row[0], row[1]): tuple(row[2:]) for row in tx.conn.execute(select(*columns))}
+    for one in sorted(wanted, key=lambda limit: (limit.model, limit.key)):
+        was = known.get((one.model, one.key), (None, None, one.source))
+        now = (one.requests_per_minute, one.tokens_per_minute, one.source)
+        if was[2] != "operator" and was != now:
+            set_(tx, one)
+
+
 def listed(tx: Tx) -> list[RateLimit]:
     """Return the limits, by model and key, with what they have let through."""
     now = tx.now_ms

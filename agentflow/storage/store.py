@@ -88,6 +88,7 @@ SET_BUDGET = each(budgets.set_)
 SET_QUEUE = each(queues.set_limit)
 DECLARE_QUEUES = each(queues.declare)
 SET_RATE = each(rates.set_)
+DECLARE_RATES = each(rates.declare)
 SAVE_SCHEDULE = each(schedules.save)
 DELETE_SCHEDULE = each(schedules.delete)
 FIRE = each(schedules.fire)
@@ -361,6 +362,11 @@ class SqlStore:
     async def set_rate(self, wanted: RateLimit) -> None:
         """Set the rate of a model and key; lift it where both numbers are None."""
         await self._db.write(SET_RATE, wanted)
+        self._rate_changes += 1
+
+    async def declare_rates(self, wanted: Sequence[RateLimit]) -> None:
+        """Set rates that settings name, where nobody has set others by hand."""
+        await self._db.write(DECLARE_RATES, wanted)
         self._rate_changes += 1
 
     async def rates(self) -> list[RateLimit]:

@@ -32,6 +32,7 @@ from agentflow.protocols import (
     InboxRow,
     Message,
     QueueLimit,
+    RateLimit,
     RunRow,
     RunStatus,
     Served,
@@ -80,7 +81,7 @@ class WorkerOptions:
         lease_seconds: On a shared database: after how long without a beat peers take this worker's
             runs over, in seconds.
         beat_seconds: Time between beats, in seconds.
-        limits: Limits of queues that the settings name.
+        limits: Limits of queues that the settings name. rates: rates, likewise.
         deferral: How it treats calls whose answers may wait.
         counts: What the worker does is counted here; None = nowhere.
     """
@@ -95,6 +96,7 @@ class WorkerOptions:
     lease_seconds: float = 15.0
     beat_seconds: float = 5.0
     limits: tuple[QueueLimit, ...] = ()
+    rates: tuple[RateLimit, ...] = ()
     deferral: Deferral = field(default_factory=Deferral)
     counts: Counts | None = None
 
@@ -468,6 +470,8 @@ class Worker:
             for one in registry.workflows.values()
         ]  # fmt: skip
         await self._store.declare_queues([*limits, *self._options.limits])
+        if self._options.rates:
+            await self._store.declare_rates(self._options.rates)
         self._declared = changes
 
     async def _inbox(self, run_pks: Sequence[int]) -> dict[int, list[InboxRow]]:

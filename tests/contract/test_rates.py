@@ -165,6 +165,42 @@ async def test_a_vendors_refusal_pauses_everybody(url: str) -> None:
     assert len(vendor.asked) == 3
 
 
+async def test_rates_of_the_settings_hold(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first call on; what is set by hand outranks them, also at the next start."""
+    monkeypatch.chdir(tmp_path)
+    toml = tmp_path / "pyproject.toml"
+    toml.write_text(
+        '[tool.agentflow.rates."vendor:m"]\nrequests_per_minute = 5\ntokens_per_minute = 9000\n'
+        '[tool.agentflow.rates."vendor:m".keys."*"]\nrequests_per_minute = 4\n'
+        '[tool.agentflow.rates."vendor:*"]\nrequests_per_minute = 7\n'
+    )
+    clock = ManualClock()
+    vendor, ask = Vendor(clock), asker()
+    async with agentflow.open(url, clock=clock, durability="process", providers=[vendor]) as flow:
+        runs = [await flow.start(ask, f"u{i}") for i in range(8)]
+        for run in runs:
+            assert await run.result() == "yes"
+        first = {(r.model, r.key): r for r in await flow.rates() if r.source == "settings"}
+        await flow.set_rate("vendor:m", requests_per_minute=6)
+    toml.write_text(toml.read_text().replace("= 7", "= 8"))
+    async with agentflow.open(url, clock=clock, durability="process", providers=[vendor]) as flow:
+        await (await flow.start(ask, "again")).result()
+        second = {(r.model, r.key): r for r in await flow.rates() if r.source != "each"}
+
+    assert most_in_a_minute(vendor.asked[:8]) == 5
+    assert {place: r.requests_per_minute for place, r in first.items()} == {
+        ("vendor:m", ""): 5, ("vendor:m", "*"): 4, ("vendor:*", ""): 7
+    }  # fmt: skip
+    assert first["vendor:m", ""].tokens_per_minute == 9000
+    assert {place: (r.requests_per_minute, r.source) for place, r in second.items()} == {
+        ("vendor:m", ""): (6, "operator"),
+        ("vendor:m", "*"): (4, "settings"),
+        ("vendor:*", ""): (8, "settings"),
+    }
+
+
 async def test_a_rate_is_lifted_and_wrong_ones_are_refused(url: str) -> None:
     """Nothing is limited where nothing is set."""
     async with agentflow.open(url) as flow:

@@ -9,6 +9,7 @@ from tests.contract.test_rates import (
     test_a_rate_is_lifted_and_wrong_ones_are_refused,
     test_a_vendors_refusal_pauses_everybody,
     test_no_minute_has_more_requests_than_the_rate,
+    test_rates_of_the_settings_hold,
     test_tokens_and_keys_have_rates_of_their_own,
 )
 
@@ -17,6 +18,7 @@ __all__ = [
     "test_a_rate_is_lifted_and_wrong_ones_are_refused",
     "test_a_vendors_refusal_pauses_everybody",
     "test_no_minute_has_more_requests_than_the_rate",
+    "test_rates_of_the_settings_hold",
     "test_tokens_and_keys_have_rates_of_their_own",
 ]
 

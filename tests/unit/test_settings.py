@@ -60,6 +60,36 @@ def test_an_unknown_setting_in_the_file_is_named(tmp_path: Path) -> None:
         read_settings({}, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        (
+            '[tool.agentflow.rates."a:m"]\nrequests_per_minut = 1',
+            "rates.a:m has .* requests_per_minut",
+        ),
+        (
+            '[tool.agentflow.rates."a:m"]\ntokens_per_minute = -1',
+            "rates.a:m.tokens_per_minute is -1",
+        ),
+        ('[tool.agentflow.rates."a:m".keys.u]\nrate = 1', "rates.a:m.keys.u has .* rate"),
+        ('[tool.agentflow.rates."a:m"]\nkeys = 1', "rates.a:m.keys is 1"),
+        ("[tool.agentflow.rates.gpt]\nrequests_per_minute = 1", "rates.gpt is not written"),
+        ("[tool.agentflow.rates]\nrequests_per_minute = 1", "rates is"),
+        ("[tool.agentflow]\nrates = 5", "rates is 5"),
+    ],
+)
+def test_a_wrong_rate_in_the_file_is_named(toml: str, words: str, tmp_path: Path) -> None:
+    """With the place where it stands."""
+    (tmp_path / "pyproject.toml").write_text(toml)
+
+    with pytest.raises(SettingsError, match=words) as caught:
+        read_settings({}, tmp_path)
+
+    assert "[tool.agentflow.rates." in str(caught.value.hint) or "whole number" in str(
+        caught.value.hint
+    )
+
+
 def test_secrets_are_collected_by_name_and_not_shown(tmp_path: Path) -> None:
     """Values of variables that are named like secrets are scrubbed later."""
     settings = read_settings({"X_API_KEY": "value", "HOME": "here"}, tmp_path)
