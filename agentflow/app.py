@@ -125,7 +125,7 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
 
     Raises:
         SettingsError: the URL or a setting has no meaning.
-        SchemaVersionError: the database was written by a newer agentflow.
+        SchemaVersionError: a newer agentflow has changed the database beyond this one.
     """
     settings = read_settings().with_flags(database_url=url, project=project, durability=durability)
     store = store or _store(settings, clock)

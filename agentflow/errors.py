@@ -462,7 +462,7 @@ class DiskFullError(StoreError):
 
 
 class SchemaVersionError(StoreError):
-    """The database was written by a newer agentflow."""
+    """A newer agentflow has changed the database beyond what this one can use."""
 
     code = "AF904"
     default_hint = "Upgrade agentflow in this environment."

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from agentflow.protocols import Checkup
-from agentflow.storage.migrations import current_version
+from agentflow.storage.migrations import current_version, oldest_code
 from agentflow.storage.payloads import payload_of
 from agentflow.storage.schema import SCHEMA_VERSION, bodies, events, inbox, nodes, runs
 from agentflow.storage.statement import Tx
@@ -36,6 +36,7 @@ def checkup(tx: Tx) -> Checkup:
     """Return facts about the database, and its problems in words."""
     facts = tx.dialect.facts(tx.conn)
     facts["schema_version"] = current_version(tx.conn)
+    facts["schema_oldest_code"] = oldest_code(tx.conn)
     by_status = select(runs.c.status, func.count()).group_by(runs.c.status)
     facts["runs"] = {row[0]: row[1] for row in tx.conn.execute(by_status)}
     for table in (events, bodies, nodes):
@@ -67,7 +68,10 @@ def digests(stored: list[Any] | None) -> list[bytes]:
 def problems(facts: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong, each with what to do about it."""
     if facts["schema_version"] != SCHEMA_VERSION:
-        yield f"the schema is version {facts['schema_version']}, not {SCHEMA_VERSION}"
+        yield (
+            f"the schema is version {facts['schema_version']}, not {SCHEMA_VERSION}: this one "
+            f"goes on, as code of {facts['schema_oldest_code']} and later may; upgrade it"
+        )
     if facts.get("integrity", ["ok"]) != ["ok"]:
         yield f"the file is damaged ({facts['integrity'][0]}): restore it from a backup"
     version = facts.get("sqlite_version")

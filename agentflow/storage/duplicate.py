@@ -11,9 +11,11 @@ from typing import Any
 
 from sqlalchemy import Table, func, select, tuple_
 
-from agentflow.errors import UsageError
+from agentflow.errors import SchemaVersionError, UsageError
+from agentflow.storage.migrations import current_version
 from agentflow.storage.schema import (
     METADATA,
+    SCHEMA_VERSION,
     leases,
     runs,
     schema_table,
@@ -45,7 +47,12 @@ def fill(tx: Tx, source: Tx) -> dict[str, int]:
 
     Raises:
         UsageError: this database has runs already.
+        SchemaVersionError: one of the two has columns that this code does not know.
     """
+    for version in (current_version(source.conn), current_version(tx.conn)):
+        if version != SCHEMA_VERSION:
+            msg = f"a copy of schema {version} by an agentflow of {SCHEMA_VERSION} is not complete"
+            raise SchemaVersionError(msg)
     if any(counted(tx).values()):
         msg = "the target is not empty"
         raise UsageError(msg, hint="Name a new database: two histories are not merged.")

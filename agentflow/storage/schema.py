@@ -26,7 +26,7 @@ from sqlalchemy import (
 # Partial indexes name the option of SQLite only: for another, SQLAlchemy would load the dialect of
 # PostgreSQL (20 ms) just to check the name.
 # A dialect for it copies these conditions.
-SCHEMA_VERSION = 12
+SCHEMA_VERSION = 13
 
 METADATA = MetaData()
 Number = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER can be SQLite's rowid
@@ -500,4 +500,5 @@ schema_table = Table(
     METADATA,
     Column("version", Integer, nullable=False),
     Column("applied_at_ms", Number, nullable=False),
+    Column("oldest_code", Integer),  # the floor, see migrations; None = the version itself
 )

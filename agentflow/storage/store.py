@@ -75,9 +75,8 @@ from agentflow.storage import (
 from agentflow.storage.database import Database
 from agentflow.storage.dialect import Dialect, Faults
 from agentflow.storage.lone import Appender
-from agentflow.storage.migrations import current_version, migrate
+from agentflow.storage.migrations import is_ready, migrate
 from agentflow.storage.plan import encode
-from agentflow.storage.schema import SCHEMA_VERSION
 from agentflow.storage.statement import Tx
 from agentflow.storage.writer import each
 from agentflow.sync_point import sync_point
@@ -200,7 +199,7 @@ class SqlStore:
         sync_point("open.after")
 
     def _prepare(self, conn: Connection) -> None:
-        if current_version(conn) == SCHEMA_VERSION:
+        if is_ready(conn):
             return
         for statement in self._dialect.begin_migration:
             conn.exec_driver_sql(statement)

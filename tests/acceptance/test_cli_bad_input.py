@@ -222,7 +222,7 @@ def test_a_locked_database_exits_8(here: Path) -> None:
 def test_a_database_of_a_newer_version_exits_8(here: Path) -> None:
     """Nothing is read that may mean something else."""
     call("run", PAGES, "0", "--id", "done")
-    damage("UPDATE agentflow_schema SET version = 999")(here)
+    damage("UPDATE agentflow_schema SET version = 999, oldest_code = 998")(here)
     done = call("list")
 
     assert done.code == 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,19 @@ async def test_a_worker_must_not_be_at_work(here: Path) -> None:
     async with app.open(f"sqlite:///{here}/agentflow.db"):
         with pytest.raises(OwnedElsewhereError, match="at work on the source"):
             await app.copy_database(f"sqlite:///{here}/agentflow.db", f"sqlite:///{here}/b.db")
+
+
+def test_a_newer_database_is_not_copied(here: Path) -> None:
+    """Though it may be worked on: what this code does not know of would be left behind."""
+    assert call("run", flow("cli_pages"), "1").code == 0
+    connection = sqlite3.connect(here / "agentflow.db")
+    with connection:
+        connection.execute("UPDATE agentflow_schema SET version = 999")
+    connection.close()
+    done = call("db", "copy", "agentflow.db", "other.db")
+
+    assert call("list").code == 0
+    assert (done.code, done.err.partition(":")[0]) == (8, "error AF904")
 
 
 def test_a_file_that_is_not_there_is_not_made(here: Path) -> None:

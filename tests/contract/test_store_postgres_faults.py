@@ -34,7 +34,7 @@ from agentflow.storage import writer as writer_module
 from agentflow.storage.dialect import Faults
 from agentflow.storage.dialects import postgres as postgres_module
 from agentflow.storage.dialects import postgres_connection, postgres_listen
-from agentflow.storage.schema import runs
+from agentflow.storage.schema import SCHEMA_VERSION, runs
 from agentflow.storage.statement import Tx
 from agentflow.storage.store import SqlStore
 from agentflow.storage.writer import each
@@ -198,13 +198,14 @@ async def test_two_schemas_of_a_database_know_nothing_of_each_other(postgres_url
 async def test_a_worker_goes_on_when_a_newer_release_has_migrated(
     postgres_server: PostgresServer, postgres_url: str
 ) -> None:
-    """Migrations only add: a column with a default, a table. Only who opens the store is told."""
+    """Expanding: a column with a default. It may be started anew, until one takes away."""
     async with opened(postgres_url) as w:
         await w.start("before")
         name = postgres_url.rsplit("/", 1)[1]
         for table in ("runs", "events", "inbox", "attempts"):
             postgres_server.run(f"ALTER TABLE {table} ADD future text NOT NULL DEFAULT ''", name)
-        postgres_server.run("INSERT INTO agentflow_schema VALUES (999, 0)", name)
+        newer = f"INSERT INTO agentflow_schema VALUES (999, 0, {SCHEMA_VERSION})"  # noqa: S608 -- a number
+        postgres_server.run(newer, name)
         row = await claimed(w)
         await w.send(to="before")
         await w.append(row, outcome(1), inbox_done=[m.row for m in await w.store.inbox([row.pk])])
@@ -212,6 +213,13 @@ async def test_a_worker_goes_on_when_a_newer_release_has_migrated(
 
         assert [r.next_seq for r in await w.store.get_runs([row.pk])] == [3]
         await is_whole(w, row)
+    async with opened(postgres_url) as w:
+        w.batches = w.messages = 1_000_000
+        row = await w.append(await w.row(row), outcome(2))
+        checkup = await w.store.checkup()
+        await is_whole(w, row)
+    assert f"code of {SCHEMA_VERSION} and later may" in " ".join(checkup.problems)
+    postgres_server.run("UPDATE agentflow_schema SET oldest_code = 999 WHERE version = 999", name)
     assert isinstance(await refused(postgres_url), SchemaVersionError)
 
 

@@ -36,6 +36,7 @@ from agentflow.storage import SqlStore, views
 from agentflow.storage.dialect import Faults
 from agentflow.storage.dialects import sqlite
 from agentflow.storage.dialects.sqlite import SqliteDialect
+from agentflow.storage.schema import SCHEMA_VERSION
 from agentflow.storage.statement import Tx
 from agentflow.storage.writer import each
 from agentflow.testing.store_conformance import (
@@ -388,17 +389,24 @@ def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
     assert "is damaged" in str(error)
 
 
-def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    """An old agentflow does not touch it."""
+def test_a_newer_schema_is_refused_below_its_floor(tmp_path: Path) -> None:
+    """An old agentflow that may not does not touch it; one that may works on it."""
     path = tmp_path / "a.db"
 
     async def open_and_close() -> None:
         store = make(path, StoppedClock())
         await store.open()
+        w = World(store, StoppedClock())
+        w.batches = w.messages = 1_000 * len(rows)
+        rows.append(await w.own(f"r{len(rows)}"))
         await store.close()
 
+    rows: list[RunRow] = []
     asyncio.run(open_and_close())
-    tamper(path, "INSERT INTO agentflow_schema VALUES (99, 0)")
+    tamper(path, "ALTER TABLE runs ADD future TEXT NOT NULL DEFAULT ''")
+    tamper(path, "INSERT INTO agentflow_schema VALUES (99, 0, ?)", SCHEMA_VERSION)
+    asyncio.run(open_and_close())
+    tamper(path, "UPDATE agentflow_schema SET oldest_code = 99 WHERE version = 99")
 
     with pytest.raises(SchemaVersionError, match="schema 99"):
         asyncio.run(open_and_close())

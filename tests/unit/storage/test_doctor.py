@@ -35,4 +35,6 @@ def test_a_healthy_database_has_no_problems() -> None:
         "journal_mode": "wal", "file_mode": "0o600",
     }  # fmt: skip
     assert list(problems(facts)) == []
+    newer = {**facts, "schema_version": SCHEMA_VERSION + 1, "schema_oldest_code": SCHEMA_VERSION}
+    assert [f"code of {SCHEMA_VERSION} and later may" in one for one in problems(newer)] == [True]
     assert len(list(problems({**facts, "integrity": ["row missing"], "file_mode": "0o644"}))) == 2

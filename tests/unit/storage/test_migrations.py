@@ -13,6 +13,8 @@ from agentflow.storage.migrations import current_version, migrate
 from agentflow.storage.schema import METADATA, SCHEMA_VERSION
 from agentflow.storage.views import VIEWS, sqlite_view
 
+OLDEST_CODE = max(step.oldest for step in migrations.STEPS.values())
+
 
 def in_memory() -> Connection:
     """Connect to a database that is gone, and closed, with its connection."""
@@ -30,7 +32,7 @@ def test_a_fresh_database_is_created_and_stamped() -> None:
         assert set(inspect(conn).get_table_names()) == set(METADATA.tables)
         assert set(inspect(conn).get_view_names()) == set(VIEWS)
         rows = conn.execute(text("SELECT * FROM agentflow_schema")).all()
-        assert [tuple(row) for row in rows] == [(SCHEMA_VERSION, 5)]
+        assert [tuple(row) for row in rows] == [(SCHEMA_VERSION, 5, OLDEST_CODE)]
 
 
 def test_an_older_database_goes_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,23 +40,74 @@ def test_an_older_database_goes_step_by_step(monkeypatch: pytest.MonkeyPatch) ->
     done: list[int] = []
 
     def step(number: int) -> migrations.Step:
-        def run(_conn: Connection) -> None:
-            done.append(number)
-
-        return run
+        return migrations.expanding(lambda _: done.append(number))
 
     with in_memory() as conn:
         migrate(conn, view=sqlite_view, now_ms=5)
-        monkeypatch.setattr(migrations, "SCHEMA_VERSION", SCHEMA_VERSION + 2)
-        steps = {n: step(n) for n in (SCHEMA_VERSION + 1, SCHEMA_VERSION + 2)}
-        monkeypatch.setattr(migrations, "STEPS", steps)
+        newer(monkeypatch, step(1), step(2))
         migrate(conn, view=sqlite_view, now_ms=6)
 
-        assert done == [SCHEMA_VERSION + 1, SCHEMA_VERSION + 2]
+        assert done == [1, 2]
         assert current_version(conn) == SCHEMA_VERSION + 2
-        monkeypatch.undo()
-        with pytest.raises(SchemaVersionError):
-            migrate(conn, view=sqlite_view, now_ms=7)
+
+
+def newer(monkeypatch: pytest.MonkeyPatch, *steps: migrations.Step) -> None:
+    """Be a release with these steps beyond the ones that there are."""
+    more = dict(enumerate(steps, SCHEMA_VERSION + 1))
+    monkeypatch.setattr(migrations, "SCHEMA_VERSION", SCHEMA_VERSION + len(steps))
+    monkeypatch.setattr(migrations, "STEPS", {**migrations.STEPS, **more})
+
+
+def test_code_is_accepted_down_to_the_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Expanding steps leave it where it is; a contracting one raises it, and it never sinks."""
+
+    def nothing(_: Connection) -> None: ...
+
+    more = migrations.expanding(nothing)
+    less = migrations.contracting(nothing, oldest=SCHEMA_VERSION + 2)
+    with in_memory() as conn:
+        migrate(conn, view=sqlite_view, now_ms=5)
+        with monkeypatch.context() as release:
+            newer(release, more, more)
+            migrate(conn, view=sqlite_view, now_ms=6)
+        assert migrations.is_ready(conn)
+        migrate(conn, view=sqlite_view, now_ms=7)
+        assert current_version(conn) == SCHEMA_VERSION + 2
+        assert migrations.oldest_code(conn) == OLDEST_CODE
+        with monkeypatch.context() as release:
+            newer(release, more, more, less, more)
+            migrate(conn, view=sqlite_view, now_ms=8)
+        with pytest.raises(SchemaVersionError, match=f"{SCHEMA_VERSION + 2} is the oldest"):
+            migrate(conn, view=sqlite_view, now_ms=9)
+        newer(monkeypatch, more, more)
+
+        assert migrations.is_ready(conn)
+
+
+def test_a_newer_database_without_a_floor_is_refused() -> None:
+    """Nobody has said that older code may use it."""
+    with in_memory() as conn:
+        migrate(conn, view=sqlite_view, now_ms=5)
+        conn.execute(text("INSERT INTO agentflow_schema VALUES (99, 0, NULL)"))
+        with pytest.raises(SchemaVersionError, match="schema 99"):
+            migrations.is_ready(conn)
+
+
+def test_code_of_the_floor_finds_its_columns() -> None:
+    """Each with its type; what was added since can be left out of an INSERT.
+
+    The file has the columns of the floor. A contracting step comes with a new file.
+    """
+    name = f"columns_v{OLDEST_CODE}.txt"
+    known = set(Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines())
+    tables = {line.partition(".")[0] for line in known}
+    columns = {
+        f"{c.table.name}.{c.name} {c.type}": c for t in METADATA.tables.values() for c in t.c
+    }
+    added = [c for line, c in columns.items() if line not in known and c.table.name in tables]
+
+    assert known <= columns.keys()
+    assert [c for c in added if not c.nullable and c.server_default is None] == []
 
 
 def test_a_database_of_version_1_keeps_its_rows_and_gets_the_books() -> None:
