@@ -8,6 +8,7 @@ worker whose lease has run out, and whose runs nobody has taken, may prolong it 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -15,6 +16,7 @@ from sqlalchemy import Connection, bindparam, func, select
 
 from agentflow.clock import Clock
 from agentflow.dataclass import dataclass
+from agentflow.errors import StoreError
 from agentflow.protocols import Beat, WorkerCard, WorkerRow
 from agentflow.storage.dialect import Dialect
 from agentflow.storage.schema import leases, parcels, runs, workers
@@ -212,6 +214,8 @@ class Pulse:
         self._dialect = dialect
         self._clock = clock
         self._conn: Connection | None = None
+        self._beating = threading.Lock()
+        self._is_closed = False
 
     def beat(self, worker_id: str, lease_ms: int) -> Beat:
         """Prolong a lease and return what became of it; blocks.
@@ -219,23 +223,42 @@ class Pulse:
         Raises:
             StoreError: the database did not answer; the next beat connects anew.
         """
-        try:
-            if self._conn is None:
-                self._conn = self._dialect.connect_writer()
-            cursor = self._dialect.cursor(self._conn)
-            now_ms = None if self._clock is None else self._clock.now_ms()
-            tx = self._dialect.begin(self._conn, cursor, now_ms)
-            answer = beat(tx, worker_id, lease_ms)
-            cursor.execute("COMMIT")
-        except Exception as e:
-            self.close()
-            known = self._dialect.translate(e)
-            if known is None:
-                raise
-            raise known from e
+        with self._beating:
+            try:
+                return self._beat(worker_id, lease_ms)
+            except Exception as e:
+                self._disconnect()
+                known = self._dialect.translate(e)
+                if known is None:
+                    raise
+                raise known from e
+            finally:
+                if self._is_closed:
+                    self._disconnect()
+
+    def _beat(self, worker_id: str, lease_ms: int) -> Beat:
+        if self._is_closed:
+            msg = "the store is closed"
+            raise StoreError(msg)
+        if self._conn is None:
+            self._conn = self._dialect.connect_writer()
+        cursor = self._dialect.cursor(self._conn)
+        now_ms = None if self._clock is None else self._clock.now_ms()
+        tx = self._dialect.begin(self._conn, cursor, now_ms)
+        answer = beat(tx, worker_id, lease_ms)
+        cursor.execute("COMMIT")
         return answer
 
     def close(self) -> None:
+        """Beat no more, and disconnect; a beat that is under way does it at its end."""
+        self._is_closed = True
+        if self._beating.acquire(blocking=False):
+            try:
+                self._disconnect()
+            finally:
+                self._beating.release()
+
+    def _disconnect(self) -> None:
         """Disconnect, whatever state the connection is in."""
         conn, self._conn = self._conn, None
         if conn is not None:

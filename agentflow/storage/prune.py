@@ -180,6 +180,12 @@ def digests_in_row(
     return found
 
 
+def doomed(tx: Tx, cipher: Cipher) -> tuple[Live, list[tuple[str, bytes]]]:
+    """Return what is referred to, and what is not: of one snapshot, so that nothing is too new."""
+    known = live(tx, cipher)
+    return known, unreferred(tx, known)
+
+
 def unreferred(tx: Tx, known: Live) -> list[tuple[str, bytes]]:
     """Return (table, key) of what is not in *known*."""
     return [

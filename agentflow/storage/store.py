@@ -195,6 +195,7 @@ class SqlStore:
 
     async def open(self) -> None:
         """Connect, create or migrate the database, and start the threads."""
+        self._pulse = leases.Pulse(self._dialect, self._clock)
         await self._db.open(self._prepare)
         sync_point("open.after")
 
@@ -214,6 +215,7 @@ class SqlStore:
 
     async def close(self) -> None:
         """Finish what is queued and disconnect."""
+        self._pulse.close()
         await self._db.close()
 
     async def try_own(self, worker_id: str) -> bool:
@@ -426,8 +428,7 @@ class SqlStore:
 
     async def sweep(self, cipher: Cipher) -> int:
         """Delete the bodies and message nodes that nothing refers to; return how many."""
-        known = await self._db.read(lambda tx: prune.live(tx, cipher))
-        doomed = await self._db.read(lambda tx: prune.unreferred(tx, known))
+        known, doomed = await self._db.read(lambda tx: prune.doomed(tx, cipher))
         done = 0
         for at in range(0, len(doomed), prune.SWEEP_AT_ONCE):
             some = doomed[at : at + prune.SWEEP_AT_ONCE]

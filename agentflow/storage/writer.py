@@ -98,9 +98,13 @@ class Writer:
         """Connect, and let *prepare* create or migrate the schema; in any thread."""
         self._closing.clear()
         self._conn = self._dialect.connect_writer()
-        prepare(self._conn)
-        self._cursor = self._dialect.cursor(self._conn)
-        self._foreign = self._dialect.last_foreign_write(self._cursor)
+        try:
+            prepare(self._conn)
+            self._cursor = self._dialect.cursor(self._conn)
+            self._foreign = self._dialect.last_foreign_write(self._cursor)
+        except BaseException:
+            self._disconnect()
+            raise
 
     def start(self) -> None:
         """Start the thread."""

@@ -392,9 +392,9 @@ def test_a_file_that_is_no_database_is_told(tmp_path: Path) -> None:
 def test_a_newer_schema_is_refused_below_its_floor(tmp_path: Path) -> None:
     """An old agentflow that may not does not touch it; one that may works on it."""
     path = tmp_path / "a.db"
+    store = make(path, StoppedClock())
 
     async def open_and_close() -> None:
-        store = make(path, StoppedClock())
         await store.open()
         w = World(store, StoppedClock())
         w.batches = w.messages = 1_000 * len(rows)
@@ -410,6 +410,7 @@ def test_a_newer_schema_is_refused_below_its_floor(tmp_path: Path) -> None:
 
     with pytest.raises(SchemaVersionError, match="schema 99"):
         asyncio.run(open_and_close())
+    assert store._db._writer._conn is None
 
 
 async def three_events(w: World) -> RunRow:
