@@ -153,12 +153,12 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
             is_watched=watch.is_watched, registry=registry, options=options,
         )  # fmt: skip
         watch.worker_error = lambda: made.error
-        watch.is_owner = lambda: made.is_owner
-        flow = Flow(seams, made)
-        made.start()
-        await made.ready()
+        watch.is_alone = lambda: made.is_owner and not store.is_shared
+        watch.has_run = made.has_run
         try:
-            yield flow
+            made.start()
+            await made.ready()
+            yield Flow(seams, made)
         except (asyncio.CancelledError, KeyboardInterrupt):
             await made.abort()
             raise

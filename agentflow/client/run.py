@@ -129,6 +129,7 @@ class Run(Generic[R]):
             RunParkedError: it waits for mended code, a matching version or a release.
         """
         watch = self._seams.watch
+        looks = 0
         with watch.news(self._pk) as news:
             while True:
                 news.clear()
@@ -138,7 +139,8 @@ class Run(Generic[R]):
                 if row.status in PARKED:
                     error = _parked(row)
                     raise error
-                await watch.wait(news)
+                await watch.wait(news, watch.rest_seconds(self._pk, looks))
+                looks += 1
 
     async def until(self, wanted: Callable[[RunRow], bool]) -> RunRow:
         """Wait until the run is as wanted, for example ``lambda row: row.status == "waiting"``.
@@ -385,14 +387,14 @@ class Run(Generic[R]):
             Items in order; one with `reset` says that a new attempt begins.
         """
         watch = self._seams.watch
-        items = self._stream_here() if watch.is_owner() else self._stream_from_elsewhere()
+        items = self._stream_here() if watch.is_alone() else self._stream_from_elsewhere()
         async with aclosing(items):
             async for item in items:
                 yield item
 
     async def _stream_here(self) -> AsyncGenerator[StreamItem, None]:
         watch = self._seams.watch
-        queue = watch.subscribe(self._pk, self.id)
+        queue = watch.subscribe(self._pk)
         try:
             while True:
                 over = _is_over(await self.info())
@@ -408,7 +410,7 @@ class Run(Generic[R]):
                 if item is not None:
                     yield item
         finally:
-            watch.unsubscribe(self.id, queue)
+            watch.unsubscribe(self._pk, queue)
 
     async def _stream_from_elsewhere(self) -> AsyncGenerator[StreamItem, None]:
         store, clock = self._seams.store, self._seams.clock

@@ -15,19 +15,26 @@ from agentflow.protocols import (
     Store,
 )
 
-_POLL_SECONDS = 0.25  # how late a change by another process may be seen
+_POLL_SECONDS = 0.25  # how late a change by another process may be seen …
+_LONGEST_POLL_SECONDS = 1.0  # … and where it has been waited for for long
 _OWN_POLL_SECONDS = 5.0  # our own worker tells us; this is only a net
 
 
 class Watch:
-    """Tells those who wait for a run that its status changed, and passes stream items on."""
+    """Tells those who wait for a run that its status changed, and passes stream items on.
+
+    Attributes:
+        worker_error: Returns why this process's worker has stopped, if it has.
+        is_alone: Returns whether this process's worker is the only one of the database.
+        has_run: Returns whether this process's worker has a run in hand.
+    """
 
     def __init__(self) -> None:
         self.worker_error: Callable[[], BaseException | None] = lambda: None
-        self.is_owner: Callable[[], bool] = lambda: False
+        self.is_alone: Callable[[], bool] = lambda: False
+        self.has_run: Callable[[int], bool] = lambda _: False
         self._waiting: dict[int, set[asyncio.Event]] = {}
-        self._streams: dict[str, set[asyncio.Queue[StreamItem | None]]] = {}
-        self._ends: dict[int, str] = {}
+        self._streams: dict[int, set[asyncio.Queue[StreamItem | None]]] = {}
 
     def on_status(self, run_pk: int, status: RunStatus) -> None:
         """Wake those who wait for this run; -1 wakes everybody."""
@@ -36,17 +43,17 @@ class Watch:
             for news in self._waiting.get(pk, ()):
                 news.set()
         if status in ENDED or status in PARKED:
-            for queue in self._streams.get(self._ends.get(run_pk, ""), ()):
+            for queue in self._streams.get(run_pk, ()):
                 queue.put_nowait(None)
 
-    def on_item(self, run_id: str, item: StreamItem) -> None:
+    def on_item(self, run_pk: int, item: StreamItem) -> None:
         """Pass a stream item to the run's subscribers."""
-        for queue in self._streams.get(run_id, ()):
+        for queue in self._streams.get(run_pk, ()):
             queue.put_nowait(item)
 
-    def is_watched(self, run_id: str) -> bool:
+    def is_watched(self, run_pk: int) -> bool:
         """Return whether somebody watches the run's stream."""
-        return run_id in self._streams
+        return run_pk in self._streams
 
     @contextmanager
     def news(self, run_pk: int) -> Iterator[asyncio.Event]:
@@ -64,29 +71,32 @@ class Watch:
             if not waiting:
                 del self._waiting[run_pk]
 
-    async def wait(self, news: asyncio.Event, seconds: float | None = None) -> None:
+    async def wait(self, news: asyncio.Event, seconds: float) -> None:
         """Wait for *news*, or until it is time to look anyway."""
-        if seconds is None:
-            seconds = _OWN_POLL_SECONDS if self.is_owner() else _POLL_SECONDS
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await news.wait()
         if (error := self.worker_error()) is not None:
             raise error
 
-    def subscribe(self, run_pk: int, run_id: str) -> asyncio.Queue[StreamItem | None]:
+    def rest_seconds(self, run_pk: int, looks: int) -> float:
+        """Return when to look at a run again, after so many *looks*, if there is no news."""
+        if self.is_alone() or self.has_run(run_pk):
+            return _OWN_POLL_SECONDS
+        return min(_POLL_SECONDS * (1 + looks / 8), _LONGEST_POLL_SECONDS)
+
+    def subscribe(self, run_pk: int) -> asyncio.Queue[StreamItem | None]:
         """Return a queue of the run's stream items; None says that the run has ended."""
         queue: asyncio.Queue[StreamItem | None] = asyncio.Queue()
-        self._streams.setdefault(run_id, set()).add(queue)
-        self._ends[run_pk] = run_id
+        self._streams.setdefault(run_pk, set()).add(queue)
         return queue
 
-    def unsubscribe(self, run_id: str, queue: asyncio.Queue[StreamItem | None]) -> None:
+    def unsubscribe(self, run_pk: int, queue: asyncio.Queue[StreamItem | None]) -> None:
         """Forget a subscriber."""
-        queues = self._streams.get(run_id, set())
+        queues = self._streams.get(run_pk, set())
         queues.discard(queue)
         if not queues:
-            self._streams.pop(run_id, None)
+            self._streams.pop(run_pk, None)
 
 
 class RowReader:

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from agentflow.dataclass import dataclass
@@ -122,8 +123,13 @@ class Heart:
         self._thread.start()
 
     def stop(self) -> None:
-        """Beat no more; a beat that is under way is not waited for."""
+        """Beat no more; a beat that is under way is not waited for, and tells nothing."""
         self._ended.set()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it beats no more."""
+        return self._ended.is_set()
 
     @property
     def is_held(self) -> bool:
@@ -165,7 +171,6 @@ class Heart:
         """Beat once; return whether the database answered."""
         worker_id, sent_at, sent_ms = self.worker_id, self._seconds(), self._now_ms()
         steady_ms = self._steady_ms()
-        was_held = self.lease.is_held(sent_at)
         try:
             answer = self._store.beat(worker_id, int(self.lease.length * 1000))
         except Exception as e:  # noqa: BLE001 -- a heart that stops for a bug is a dead worker
@@ -184,8 +189,7 @@ class Heart:
             self._call(self._on_lapse, answer.is_known)
         if answer.is_known:
             self.lease.grant(sent_at)
-            if not was_held:
-                self._call(self._open.set)
+            self._call(self._open.set)  # who began to wait since it was sent must hear of it too
         return True
 
     def _tell_failure(self, error: Exception) -> None:
@@ -195,5 +199,7 @@ class Heart:
             _LOG.error("the lease was not prolonged", exc_info=error)
 
     def _call(self, work: Callable[..., object], *args: object) -> None:
-        if not self._loop.is_closed():
+        if self._loop.is_closed():
+            return
+        with suppress(RuntimeError):  # it was closed just now: nobody listens any more
             self._loop.call_soon_threadsafe(work, *args)

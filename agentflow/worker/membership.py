@@ -160,6 +160,8 @@ class Membership:
     # -- after a lapse
 
     def _lapsed(self, is_known: bool) -> None:  # noqa: FBT001 -- a callback's shape
+        if self._heart is None or self._heart.is_stopped:
+            return  # it left while the beat was on its way: no new name for it
         self.lapses += 1
         self._is_known = self._is_known and is_known
         self._look_at = self._seconds() + self._lease_seconds * _HOLD_SHARE

@@ -63,6 +63,7 @@ _STANDBY_SECONDS = 0.25  # how often a stand-by asks whether the owner has gone
 _DRAIN_SECONDS = 0.01  # between looks at what is still in flight, while the worker stops
 _FILE_PATIENCE = 12  # tries of an append
 _AGAIN_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0)  # between looks at a server that does not answer
+_SPARE_TIMERS = 1_000  # how many timers may be outdated before they are thrown away
 _WARM = 64  # waiting runs that stay in memory, so that a quick answer needs no replay
 
 
@@ -120,8 +121,8 @@ class Worker:
         draws: Draws,
         random_of: Callable[[bytes], RandomStream],
         on_status: Callable[[int, RunStatus], None],
-        on_item: Callable[[str, StreamItem], None] | None = None,
-        is_watched: Callable[[str], bool] = lambda _: False,
+        on_item: Callable[[int, StreamItem], None] | None = None,
+        is_watched: Callable[[int], bool] = lambda _: False,
         registry: Registry = REGISTRY,
         options: WorkerOptions | None = None,
     ) -> None:
@@ -195,6 +196,10 @@ class Worker:
     def in_memory(self) -> tuple[int, int]:
         """Number of runs that are active, and number of those that wait and are still here."""
         return len(self._runners), len(self._warm)
+
+    def has_run(self, run_pk: int) -> bool:
+        """Return whether a run is active here."""
+        return run_pk in self._runners
 
     def why_not_ready(self) -> str:
         """Return why no run is taken now, or ""."""
@@ -285,6 +290,8 @@ class Worker:
         self._runners.clear()
         self._warm.clear()
         self._attempts.threads.close()
+        if self._rates is not None:
+            self._rates.cancel()
         await self._broadcast.close()
         self.membership.stop()
         if self.is_owner and self.error is None:
@@ -298,6 +305,8 @@ class Worker:
         for runner in lost:
             runner.drop()
             del self._runners[runner.row.pk]
+        if lost:
+            self._own_after = 0  # one that was claimed while *owned* was read is ours all the same
         return [(runner.row.pk, runner.row.epoch) for runner in lost]
 
     def _break(self, error: BaseException) -> None:
@@ -335,8 +344,10 @@ class Worker:
         """Wait until the worker works, or has found that another process does."""
         waiter = asyncio.ensure_future(self._ready.wait())
         wanted = {waiter} if self._task is None else {waiter, self._task}
-        await asyncio.wait(wanted, return_when=asyncio.FIRST_COMPLETED)
-        waiter.cancel()
+        try:
+            await asyncio.wait(wanted, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiter.cancel()
 
     async def _main(self) -> None:
         await self._become_owner()
@@ -379,11 +390,11 @@ class Worker:
             await self._fire_schedules()
 
     def _is_watched(self, scope: RunScope) -> bool:
-        return self._watched_here(scope.run_id) or self._broadcast.is_watched(scope.run_pk)
+        return self._watched_here(scope.run_pk) or self._broadcast.is_watched(scope.run_pk)
 
     def _show(self, scope: RunScope, item: StreamItem) -> None:
         if self._on_item is not None:
-            self._on_item(scope.run_id, item)
+            self._on_item(scope.run_pk, item)
         if self._broadcast.is_watched(scope.run_pk):
             self._broadcast.put(scope.run_pk, item)
 
@@ -444,16 +455,20 @@ class Worker:
             await self._look_at_rates()
         # Messages first: a run that is parked again before it has read them would look stuck.
         messages = await self._inbox([one.row.pk for one in claimed])
-        failed: Exception | None = None
-        for together in _by_length(claimed):
+        failed: list[StoreError] = []
+
+        async def adopt(one: Claimed) -> None:
             try:
-                async with asyncio.TaskGroup() as group:
-                    for one in together:
-                        group.create_task(self._adopt(one, messages.get(one.row.pk, [])))
-            except* StoreError as e:
-                failed = e.exceptions[0]
-            if failed is not None:
-                raise failed
+                await self._adopt(one, messages.get(one.row.pk, []))
+            except StoreError as e:  # the others are loaded all the same
+                failed.append(e)
+
+        for together in _by_length(claimed):
+            async with asyncio.TaskGroup() as group:
+                for one in together:
+                    group.create_task(adopt(one))
+            if failed:
+                raise failed[0]
         return is_full
 
     async def _declare_limits(self) -> None:
@@ -553,6 +568,15 @@ class Worker:
         heapq.heappush(self._timers, (due_ms, next(self._count), runner))
         if self._timers[0][2] is runner:
             self._wake.set()
+        if len(self._timers) > 2 * len(self._runners) + _SPARE_TIMERS:
+            # Most are of runs that wait for something else by now, and may be due in a month.
+            wanted = {
+                one[2]: one
+                for one in self._timers
+                if one[2].wake_ms == one[0] and not one[2].is_gone
+            }
+            self._timers = list(wanted.values())
+            heapq.heapify(self._timers)
 
     def _fire_timers(self) -> None:
         now = self._clock.now_ms()
@@ -620,6 +644,8 @@ class Worker:
             if len(self._warm) > _WARM:
                 _, oldest = self._warm.popitem(last=False)
                 oldest.drop()
+        elif keep:
+            runner.drop()
         if len(self._runners) < self._options.max_active:
             self._wake.set()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,24 @@ from agentflow import activity, workflow
 from agentflow.clock import SystemClock
 from agentflow.errors import StoreError
 from agentflow.history import events as ev
-from agentflow.protocols import Beat, WorkerCard
+from agentflow.protocols import (
+    EVERYTHING,
+    Append,
+    Appended,
+    Beat,
+    Served,
+    StoredHistory,
+    WorkerCard,
+)
 from agentflow.storage.store import SqlStore
 from agentflow.testing.store_conformance import World
-from agentflow.worker.worker import WorkerOptions
+from agentflow.worker.worker import _SPARE_TIMERS, WorkerOptions
 from tests.contract.shared_file import shared_store
 
 LEASE_MS = 600
 OPTIONS = WorkerOptions(lease_seconds=LEASE_MS / 1000, beat_seconds=0.15, drain_seconds=1.0)
 STARTED: list[str] = []
+TALKER = agentflow.Agent("talks elsewhere", model="scripted:talk")
 
 
 def looped(test: Callable[..., Any]) -> Callable[..., None]:
@@ -253,3 +263,157 @@ async def test_a_worker_that_broke_gives_its_runs_away(tmp_path: Path) -> None:
         async with agentflow.open(store=shared_store(path), worker=OPTIONS) as flow:
             assert await (await flow.get("r")).result() == "done"
     assert STARTED == ["slow", "slow"]
+
+
+@workflow
+async def talk_elsewhere() -> str:
+    """Ask a model once somebody listens."""
+    await agentflow.wait_signal("go")
+    return (await TALKER.run("hello")).output
+
+
+@looped
+async def test_an_answer_is_seen_where_another_worker_gets_it(tmp_path: Path) -> None:
+    """A process with a worker of its own watches a run that is not its own."""
+    path = tmp_path / "a.db"
+    scripts = {"talk": ["one two three"]}
+    seen: list[str] = []
+    mine = agentflow.open(store=shared_store(path), scripts=scripts, queues=["mine"])
+    async with (
+        asyncio.timeout(10),
+        agentflow.open(store=shared_store(path), scripts=scripts) as other,
+        mine as flow,
+    ):
+        run = await flow.start(talk_elsewhere, id="t")
+
+        async def follow() -> None:
+            seen.extend([i.delta.text async for i in run.stream() if i.delta is not None])
+
+        following = asyncio.create_task(follow())
+        await until(lambda: bool(other._worker._broadcast._watched))
+        await run.signal("go")
+        assert await run.result() == "one two three"
+        await following
+
+    assert "".join(seen) == "one two three"
+
+
+class Hiccup(SqlStore):
+    """A store that fails to write down a quarantine once, while other runs are read."""
+
+    has_failed = False
+
+    def append(self, batch: Append) -> asyncio.Future[Appended]:
+        """Write, but the first quarantine."""
+        if batch.status == "quarantined" and not self.has_failed:
+            self.has_failed = True
+            failed: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+            failed.set_exception(StoreError("the line was cut"))
+            return failed
+        return super().append(batch)
+
+    async def history(self, run_pk: int, *, whole: bool = False) -> StoredHistory:
+        """Read, some turns later."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+        return await super().history(run_pk, whole=whole)
+
+
+@looped
+async def test_a_run_that_cannot_be_taken_takes_no_other_with_it(tmp_path: Path) -> None:
+    """Runs that were claimed with it are loaded all the same."""
+    path = tmp_path / "a.db"
+    STARTED.clear()
+    store = shared_store(path)
+    await store.open()
+    w = World(store, SystemClock())  # type: ignore[arg-type]
+    killer = await w.start("killer", workflow="one_slow_call")
+    for worker in ("w1", "w2", "w3", "w4"):
+        await store.claim(worker, now_ms=SystemClock().now_ms(), limit=1)
+    assert (await w.row(killer)).kill_count == 3
+    seams = agentflow.open(store=Hiccup(store._dialect), worker=OPTIONS)
+    client = agentflow.open(store=shared_store(path), queues=["none"])
+    async with client as other:
+        run = await other.start(one_slow_call, 0.0, id="r")
+        async with seams as flow, asyncio.timeout(5):
+            assert await run.result() == "done"
+            await (await flow.get("killer")).until(lambda row: row.status == "quarantined")
+    await store.close()
+
+
+@workflow
+async def call_then_wait() -> None:
+    """Wait for a signal after a call."""
+    await slow(0.3)
+    try:
+        await agentflow.wait_signal("never")
+    finally:
+        STARTED.append("evicted")
+
+
+@looped
+async def test_a_run_that_begins_to_wait_while_its_worker_drains_is_evicted(tmp_path: Path) -> None:
+    """Its coroutine is ended there and then, and never by the garbage collector."""
+    STARTED.clear()
+    async with agentflow.open(store=shared_store(tmp_path / "a.db")) as flow:
+        await flow.start(call_then_wait, id="r")
+        await until(lambda: STARTED == ["slow"])
+
+    assert STARTED == ["slow", "evicted"]
+
+
+@looped
+async def test_a_store_that_is_closed_has_no_connection_left(tmp_path: Path) -> None:
+    """Not even that of the heart."""
+    store = shared_store(tmp_path / "a.db")
+    async with agentflow.open(store=store, worker=OPTIONS) as flow:
+        heart = flow._worker.membership.heart
+        assert heart is not None
+        assert await asyncio.to_thread(heart.beat)
+
+    assert store._pulse._conn is None
+    assert not await asyncio.to_thread(heart.beat)
+    assert store._pulse._conn is None
+
+
+class Frozen(SqlStore):
+    """A store that never gets as far as its first claim."""
+
+    async def wake_parked(
+        self, worker_id: str, statuses: Sequence[str], served: Served = EVERYTHING
+    ) -> int:
+        """Take for ever."""
+        del worker_id, statuses, served
+        await asyncio.get_running_loop().create_future()
+        return 0
+
+
+@looped
+async def test_an_opening_that_is_given_up_leaves_no_worker(tmp_path: Path) -> None:
+    """A Ctrl-C while the worker begins stops it too."""
+    store = Frozen(shared_store(tmp_path / "a.db")._dialect)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.5), agentflow.open(store=store, worker=OPTIONS):
+            pass
+
+    assert [t.get_name() for t in asyncio.all_tasks() if t is not asyncio.current_task()] == []
+
+
+@workflow
+async def calls_under_a_timeout(count: int) -> int:
+    """Call often, under a limit of time that is far away."""
+    async with asyncio.timeout(86_400):
+        for _ in range(count):
+            await slow(0.0)
+    return count
+
+
+@looped
+async def test_timers_that_nobody_wants_any_more_are_forgotten(tmp_path: Path) -> None:
+    """A day's timeout around a thousand calls is not a thousand timers for a day."""
+    count = 3 * _SPARE_TIMERS
+    async with agentflow.open(f"sqlite:///{tmp_path / 'a.db'}", durability="process") as flow:
+        run = await flow.start(calls_under_a_timeout, count)
+        assert await run.result() == count
+
+        assert len(flow._worker._timers) <= _SPARE_TIMERS + 2

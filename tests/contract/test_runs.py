@@ -7,12 +7,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import agentflow
 from agentflow import Client, Flow, Run, activity, workflow
+from agentflow.clock import SystemClock
 from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import (
     EncodeError,
@@ -30,6 +31,8 @@ from agentflow.llm.request import ModelRequest
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.usage import Usage
 from agentflow.protocols import ProviderCall, RunRow
+from agentflow.storage.statement import Tx
+from agentflow.storage.store import SqlStore
 
 CALLS: list[str] = []
 
@@ -676,7 +679,10 @@ async def test_a_stream_is_seen_here_and_from_another_client(url: str, elsewhere
             while not flow._worker._broadcast._watched:
                 await asyncio.sleep(0.01)
         else:
-            while not flow._worker._watched_here("t"):
+            row = await run.info()
+            while not (
+                flow._worker._watched_here(row.pk) or flow._worker._broadcast.is_watched(row.pk)
+            ):
                 await asyncio.sleep(0.01)
         await run.signal("go")
         assert await run.result() == "one two three"
@@ -684,3 +690,68 @@ async def test_a_stream_is_seen_here_and_from_another_client(url: str, elsewhere
 
     assert "".join(seen) == "one two three"
     assert len(seen) > 1
+
+
+async def test_a_stream_shows_nothing_of_another_project(url: str) -> None:
+    """An id belongs to its project: two runs of that id are two runs."""
+    agent = agentflow.Agent("talker of a project", model="scripted:talk")
+
+    @workflow(name="talks_of_a_project")
+    async def talks(about: str) -> str:
+        await agentflow.wait_signal("go")
+        return (await agent.run(about)).output
+
+    scripts = {"talk": ["one two three"]}
+    async with asyncio.timeout(20), agentflow.open(url, scripts=scripts) as flow:
+        mine = await flow.start(talks, "mine", id="t")
+        theirs = await flow.start(talks, "theirs", id="t", project="theirs")
+        seen: list[str] = []
+
+        async def follow() -> None:
+            seen.extend([i.delta.text async for i in mine.stream() if i.delta is not None])
+
+        task = asyncio.create_task(follow())
+        await asyncio.sleep(0)
+        await theirs.signal("go")
+        assert await theirs.result() == "one two three"
+        await mine.cancel()
+        await task
+
+    assert seen == []
+
+
+class SlowClock(SystemClock):
+    """The clock of a host that is an hour behind."""
+
+    def now_ms(self) -> int:
+        """Return the time that the host believes in."""
+        return super().now_ms() - 3_600_000
+
+
+async def test_a_sweep_takes_nothing_of_a_run_that_begins_meanwhile(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the clock of the host that starts it says."""
+
+    @workflow(name="has_a_long_input")
+    async def has_a_long_input(text: str) -> int:
+        return len(text)
+
+    begun: list[RunRow] = []
+    async with agentflow.open(url) as flow, agentflow.connect(url) as client:
+        store = cast("SqlStore", flow.store)
+        client._seams.clock = SlowClock()
+        read = store._db.read
+
+        async def read_and_begin(query: Callable[[Tx], Any]) -> Any:
+            found = await read(query)
+            if not begun:
+                run = await client.start(has_a_long_input, "long " * 100, delay=7_200.0)
+                begun.append(await run.info())
+            return found
+
+        monkeypatch.setattr(store._db, "read", read_and_begin)
+        await store.sweep(flow.codec.cipher)
+
+        assert begun[0].input is not None
+        assert await store.bodies([begun[0].input.digest])

@@ -111,6 +111,21 @@ async def test_nothing_starts_while_beats_fail_for_too_long() -> None:
 
 
 @looped
+async def test_a_beat_that_is_answered_late_wakes_who_waited_meanwhile() -> None:
+    """The lease was held when the beat was sent, and was over before the answer came."""
+    database = Database()
+    heart = heart_of(database)
+    database.at = 109.1
+    waiting = asyncio.ensure_future(heart.wait())
+    await asyncio.sleep(0)
+    database.at, database.takes = 108.9, 0.3  # when that beat was sent
+
+    assert heart.beat()
+
+    await asyncio.wait_for(waiting, 5)
+
+
+@looped
 async def test_after_a_lapse_nothing_starts_until_the_runs_are_checked() -> None:
     """A process that was stopped for an hour learns first what is its own still."""
     told: list[bool] = []
