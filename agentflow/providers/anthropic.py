@@ -152,6 +152,14 @@ class Anthropic(SdkProvider):
         )
 
 
+_FREE_REFUSALS = {None, "cyber", "general_harms"}
+"""Why a request was refused that is not billed if nothing was put out; other refusals are billed.
+
+Source: platform.claude.com, "Refusals and fallback", September 2026. It says that the categories
+may change: one that is not known here is taken as billed, so that a cost is never too low.
+"""
+
+
 def default_max_tokens(model: str) -> int:
     """Return how long an answer may be, in tokens, where the request does not say.
 
@@ -164,7 +172,9 @@ def default_max_tokens(model: str) -> int:
 def _context(answer: dict[str, Any], usage: dict[str, Any]) -> dict[str, str]:
     found = {k: str(usage[k]) for k in ("speed", "inference_geo") if usage.get(k)}
     if answer.get("stop_reason") == "refusal" and not answer["content"]:
-        found["unbilled"] = "a refusal without content"
+        category = (answer.get("stop_details") or {}).get("category")
+        if category in _FREE_REFUSALS and (usage.get("output_tokens") or 0) <= 1:
+            found["unbilled"] = "a refusal without content"
     return found
 
 

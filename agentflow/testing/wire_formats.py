@@ -449,6 +449,7 @@ def _message_events(body: dict[str, Any]) -> Iterator[Event]:
 def _message_pieces(body: dict[str, Any]) -> Iterator[Event]:
     usage = body.get("usage")
     begun = {**body, "content": [], "stop_reason": None}
+    begun.pop("stop_details", None)
     if usage:
         begun["usage"] = {**usage, "output_tokens": 1, "output_tokens_details": None}
     yield "message_start", {"message": begun}
@@ -458,7 +459,8 @@ def _message_pieces(body: dict[str, Any]) -> Iterator[Event]:
         for delta in _block_deltas(block):
             yield "content_block_delta", {"index": index, "delta": delta}
         yield "content_block_stop", {"index": index}
-    delta = {"stop_reason": body["stop_reason"], "stop_sequence": body["stop_sequence"]}
+    told = ("stop_reason", "stop_sequence", "stop_details")
+    delta = {name: body[name] for name in told if name in body}
     # The final event is cumulative, but lacks the cache split, tier and place.
     left_out = {"cache_creation", "service_tier", "inference_geo", "speed"}
     final = {k: v for k, v in (usage or {}).items() if k not in left_out}

@@ -6,6 +6,8 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from agentflow.llm.messages import (
     ImagePart,
     ReasoningPart,
@@ -321,13 +323,41 @@ def test_a_content_filter_is_told(*, stream: bool) -> None:
 
 
 @both_ways
-def test_an_empty_refusal_of_anthropic_is_not_billed(*, stream: bool) -> None:
-    """A refusal without content is marked for the price book."""
+@pytest.mark.parametrize(
+    ("category", "output_tokens", "is_billed"),
+    [
+        (None, 0, False),
+        ("cyber", 1, False),
+        ("general_harms", 0, False),
+        ("cyber", 40, True),
+        ("bio", 0, True),
+        ("frontier_llm", 0, True),
+        ("reasoning_extraction", 0, True),
+        ("of_tomorrow", 0, True),
+    ],
+)
+def test_an_empty_refusal_of_anthropic_is_billed_by_its_category(
+    category: str | None, output_tokens: int, *, is_billed: bool, stream: bool
+) -> None:
+    """What is not billed is marked for the price book; a category of tomorrow counts as billed."""
     anthropic = DIALECTS[2]
-    with LoopbackServer([Answer(finish="refusal")]) as server:
+    details = {"stop_details": {"type": "refusal", "category": category}}
+    answer = Answer(finish="refusal", output_tokens=output_tokens, extra=details)
+    with LoopbackServer([answer]) as server:
         response = complete(anthropic, server.url, ask(anthropic), stream=stream)
 
     assert response.message.parts == ()
+    free = {} if is_billed else {"unbilled": "a refusal without content"}
+    assert response.context == {"inference_geo": "global", **free}
+
+
+@both_ways
+def test_an_empty_refusal_that_names_no_reason_is_not_billed(*, stream: bool) -> None:
+    """Older models do not say why."""
+    anthropic = DIALECTS[2]
+    with LoopbackServer([Answer(finish="refusal", output_tokens=1)]) as server:
+        response = complete(anthropic, server.url, ask(anthropic), stream=stream)
+
     assert response.context == {"inference_geo": "global", "unbilled": "a refusal without content"}
 
 
