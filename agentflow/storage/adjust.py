@@ -84,7 +84,8 @@ def adjust(tx: Tx, wanted: Adjusting) -> bool:
     tx.run(LOCK, run_pk)
     if tx.rows(BOOKED, run_pk, entry.record.request_id):
         return False
-    if entry.key and not tx.rows(CALL, run_pk, entry.key, entry.attempt):
+    is_known = not entry.key or tx.rows(CALL, run_pk, entry.key, entry.attempt)
+    if not is_known and not till.oldest_doubt(tx, run_pk, entry):  # a cut may have made it void
         msg = f"run {wanted.run_id} has no attempt {entry.attempt} of {entry.key!r} in the ledger"
         raise NotFoundError(msg, hint=f"See `agentflow explain {wanted.run_id}`.")
     n = tx.rows(COUNTED, run_pk)[0][0] + 1

@@ -109,12 +109,13 @@ FORGET_WAITS = Hot(
     lambda _: waits.delete().where(waits.c.run_pk == bindparam("run_pk_")), "run_pk_"
 )
 
-OF_CALL = Hot(
+OF_DOUBT = Hot(
     lambda _: select(attempts.c.amount_pico_usd).where(
         attempts.c.run_pk == bindparam("run_pk_"),
         attempts.c.key == bindparam("key_"),
         attempts.c.attempt == bindparam("attempt_"),
         attempts.c.kind != const(ADJUSTMENT),
+        attempts.c.cost_status == const("partial"),  # what is known in full is no doubt's
     ),
     "run_pk_", "key_", "attempt_",
 )  # fmt: skip
@@ -491,10 +492,11 @@ def adjusted(tx: Tx, run_pk: int, entry: LedgerWrite) -> None:
     tags = set(json.loads(row.tags)) if row.tags else set()
     wide = tx.by_keys(WIDE_LOCKED, [row.project], day_of(tx.now_ms))
     found += [account_of(one) for one in wide if one[2] == "tag" and one[3] in tags]
-    mine = _oldest_doubt(tx, run_pk, entry)
+    mine = oldest_doubt(tx, run_pk, entry)
     doubtful = {held.budget_pk: Amount(held.amount_pico_usd, held.amount_tokens) for held in mine}
     # The ledger has what is known of a partly priced call, and the adjustment beside it.
-    whole = amount + sum(row[0] or 0 for row in tx.rows(OF_CALL, run_pk, entry.key, entry.attempt))
+    parts = tx.rows(OF_DOUBT, run_pk, entry.key, entry.attempt)
+    whole = amount + sum(part[0] or 0 for part in parts)
     known = {a.pk for a in found}
     found += [account_of(one) for one in tx.by_keys(BY_PK, sorted(doubtful.keys() - known))]
     till = Till(tx)
@@ -508,7 +510,7 @@ def adjusted(tx: Tx, run_pk: int, entry: LedgerWrite) -> None:
     till.write()
 
 
-def _oldest_doubt(tx: Tx, run_pk: int, entry: LedgerWrite) -> list[Any]:
+def oldest_doubt(tx: Tx, run_pk: int, entry: LedgerWrite) -> list[Any]:
     """Return what is held in doubt for the call that an adjustment names; the oldest such call."""
     is_past = reservations.c.key.startswith(entry.key + PAST, autoescape=True)
     query = select(reservations).where(

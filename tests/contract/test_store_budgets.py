@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentflow.errors import FencedError
+from agentflow.errors import FencedError, NotFoundError
 from agentflow.history.events import (
     ActivityCancelled,
     ActivityCompleted,
@@ -24,7 +24,7 @@ from agentflow.history.events import (
     RunReopened,
 )
 from agentflow.ledger.budgets import Bound, Budget, Limits
-from agentflow.ledger.entries import AttemptRecord, CostLine, Priced
+from agentflow.ledger.entries import AttemptRecord, CostLine, Priced, adjustment, usd
 from agentflow.llm.usage import Usage
 from agentflow.protocols import Appended, BudgetChange, LedgerWrite, RunRow, Start
 from agentflow.storage import SqlStore
@@ -350,3 +350,44 @@ def test_any_history_keeps_the_books(steps: list[tuple[int, str, int]], policy: 
         assert (found.spent_pico_usd, found.reserved_pico_usd) == (spent, sum(open_.values()))
 
     in_till(test, on_exhausted=policy)
+
+
+async def adjust(till: Till, amount: int, key: str = "k", attempt: int = 1) -> bool:
+    """Book an amount to a call by hand."""
+    record = adjustment(usd(amount), reason="invoice", actor="ann", id=f"a-{amount}", settles=True)
+    entry = LedgerWrite(key=key, attempt=attempt, at_ms=2, record=record)
+    return await till.world.store.adjust("default", till.row.id, entry)
+
+
+def test_an_adjustment_of_an_old_doubt_leaves_out_what_a_later_segment_paid() -> None:
+    """Both calls have one key and one attempt; the later one was settled by itself."""
+
+    async def test(till: Till) -> None:
+        await till.append(starts=(starting(),))
+        doubt = ActivityInDoubt(key="k", attempt=1, policy="retry")
+        await till.append(doubt, ledger=(cost(None),))
+        await till.append(RunContinued(signals=[]))
+        await till.append(starts=(starting(),))
+        await till.append(ActivityCompleted(key="k", attempt=1), ledger=(cost(40),))
+        assert await till.sums() == (340, 0, 300)
+
+        assert await adjust(till, 25)
+        assert await till.sums() == (65, 0, 0)
+
+    in_till(test)
+
+
+def test_a_call_that_a_cut_made_void_can_be_settled_by_hand() -> None:
+    """It was never in the ledger: what is held for it in doubt names it."""
+
+    async def test(till: Till) -> None:
+        await till.append(starts=(starting(),))
+        await till.append(RunReopened(at_seq=1, reason="recall"))
+        assert await till.sums() == (300, 0, 300)
+
+        assert await adjust(till, 25)
+        assert await till.sums() == (25, 0, 0)
+        with pytest.raises(NotFoundError):
+            await adjust(till, 26, attempt=2)
+
+    in_till(test)
