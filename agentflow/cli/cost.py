@@ -36,7 +36,9 @@ from agentflow.ledger.reports import (
     GroupBy,
     LedgerRow,
     dollars,
+    failed,
     money,
+    rest,
     total,
 )
 from agentflow.ledger.spending import Spending
@@ -195,8 +197,7 @@ def _write_total(found: _Found) -> None:
     is_empty = not whole.attempts and not whole.adjustments
     click.echo(cost_line(whole) if is_empty else f"total {cost_line(whole)}")
     if own is not None:
-        children = whole.amount_pico_usd - own.amount_pico_usd
-        click.echo(f"own {dollars(own)}, child runs {_usd(children)}")
+        click.echo(f"own {dollars(own)}, child runs {dollars(rest(whole, own, 'child runs'))}")
     for line in spending_lines(found.spending):
         click.echo(line)
 
@@ -228,13 +229,17 @@ def spending_lines(spending: Spending) -> list[str]:
         lines.append(f"prompt cache {word} {_usd(abs(saved.prompt_cache_pico_usd))}")
     if saved.cached:
         calls = f"{saved.cached} call" + ("s" if saved.cached != 1 else "")
-        lines.append(f"the cache saved {_usd(saved.cache_pico_usd)} in {calls}")
+        amount = ("≥ " if saved.cached_unknown else "") + _usd(saved.cache_pico_usd)
+        if saved.cached_unknown == saved.cached:
+            amount = "an unknown amount"
+        lines.append(f"the cache saved {amount} in {calls}")
     if saved.discount_pico_usd:
         lines.append(f"discounts saved {_usd(saved.discount_pico_usd)} against the list price")
     if saved.surcharge_pico_usd:
         lines.append(f"surcharges cost {_usd(saved.surcharge_pico_usd)} over the list price")
-    if saved.unknown and (saved.discount_pico_usd or saved.surcharge_pico_usd):
-        lines.append(f"the list price of {saved.unknown} calls is not known")
+    unlisted = saved.unknown - saved.cached_unknown
+    if unlisted and (saved.discount_pico_usd or saved.surcharge_pico_usd):
+        lines.append(f"the list price of {unlisted} calls is not known")
     return lines
 
 
@@ -257,6 +262,7 @@ def spending_json(spending: Spending) -> dict[str, Any]:
             "prompt_cache_usd": _text(saved.prompt_cache_pico_usd),
             "cache_usd": _text(saved.cache_pico_usd),
             "cached": saved.cached,
+            "cached_unknown": saved.cached_unknown,
             "discount_usd": _text(saved.discount_pico_usd),
             "surcharge_usd": _text(saved.surcharge_pico_usd),
             "unknown": saved.unknown,
@@ -274,7 +280,6 @@ def _usd(pico: int) -> str:
 
 def _cells(group: CostGroup) -> tuple[str | Text, ...]:
     style = "" if group.is_complete else "yellow"
-    failed = f"{group.failed} ({_usd(group.failed_pico_usd)})" if group.failed else ""
     return (
         group.group,
         Text(dollars(group), style),
@@ -282,7 +287,7 @@ def _cells(group: CostGroup) -> tuple[str | Text, ...]:
         f"{group.input_tokens:,}",
         f"{group.output_tokens:,}",
         f"{group.cache_read_tokens:,}",
-        failed,
+        failed(group),
     )
 
 

@@ -169,6 +169,16 @@ def total(groups: list[CostGroup], name: str = "total") -> CostGroup:
     return CostGroup(group=name, **numbers)
 
 
+def rest(whole: CostGroup, part: CostGroup, name: str) -> CostGroup:
+    """Return what of *whole* is not in *part*."""
+    numbers = {
+        field: getattr(whole, field) - getattr(part, field)
+        for field in CostGroup.__dataclass_fields__
+        if field != "group"
+    }
+    return CostGroup(group=name, **numbers)
+
+
 def dollars(group: CostGroup) -> str:
     """Return the amount: exact, ``≥`` where it is a lower bound, ``unknown`` where none is.
 
@@ -186,6 +196,25 @@ def dollars(group: CostGroup) -> str:
     if group.is_complete:
         return text
     return f"{'≈' if group.partial else '≥'} {text}"
+
+
+def failed(group: CostGroup) -> str:
+    """Return how many attempts failed and what they cost, as far as that is known; or "".
+
+    >>> none = dict(partial=0, unpriced=0, failed_pico_usd=0, input_tokens=0, output_tokens=0,
+    ...             cache_read_tokens=0, amount_pico_usd=0, attempts=1, failed=1)
+    >>> failed(CostGroup(group="", priced=1, unknown_usage=0, **none))
+    '1 ($0)'
+    >>> failed(CostGroup(group="", priced=0, unknown_usage=1, **none))
+    '1'
+    """
+    if not group.failed:
+        return ""
+    if group.is_complete:
+        return f"{group.failed} ({money(group.failed_pico_usd)})"
+    if group.failed_pico_usd:
+        return f"{group.failed} (≥ {money(group.failed_pico_usd)})"
+    return str(group.failed)  # nothing, or nobody knows: the total says how many are unknown
 
 
 @dataclass(frozen=True, slots=True)

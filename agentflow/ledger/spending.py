@@ -62,6 +62,7 @@ class Savings:
         cache_pico_usd: What calls would have cost that were answered from the cache across runs:
             what their payers paid.
         cached: Number of those calls.
+        cached_unknown: Of those, the number whose payer's cost is not known.
         unknown: Number of attempts whose list price, or whose payer's cost, is not known: they are
             in none of these.
     """
@@ -71,6 +72,7 @@ class Savings:
     surcharge_pico_usd: int = 0
     cache_pico_usd: int = 0
     cached: int = 0
+    cached_unknown: int = 0
     unknown: int = 0
 
     def __add__(self, other: Savings) -> Savings:

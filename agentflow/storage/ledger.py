@@ -219,7 +219,9 @@ def group_column(
 def source(query: CostQuery) -> FromClause:
     """Return the tables that the groups need."""
     if query.by in {"tag", "user"}:
-        return attempts.join(run_tags, run_tags.c.run_pk == attempts.c.run_pk)
+        own = run_tags.c.run_pk == attempts.c.run_pk
+        is_user = run_tags.c.tag.startswith(USER, autoescape=True)
+        return attempts.join(run_tags, own & is_user if query.by == "user" else own)
     if query.by == "attempt":
         return attempts.join(runs, runs.c.pk == attempts.c.run_pk)
     return attempts
@@ -250,8 +252,6 @@ def conditions(query: CostQuery) -> list[ColumnElement[bool]]:
         where.append(attempts.c.at_ms < query.until_ms)
     if query.by in {"tool", "agent"}:
         where.append(attempts.c.kind == ("tool" if query.by == "tool" else "model"))
-    if query.by == "user":
-        where.append(run_tags.c.tag.startswith(USER, autoescape=True))
     return where
 
 
@@ -349,6 +349,7 @@ def spending(tx: Tx, query: CostQuery) -> Spending:
             count(c.attempt > 1),
             count(unknown),
             count(reused),
+            count(reused & listed.is_(None)),
             *halves(cached),
             *halves(case((~reused & (listed > 0), listed))),
             *halves(case((~reused & (listed < 0), -listed))),
@@ -367,7 +368,7 @@ def spending_of(row: Row) -> Spending:
     if whole.adjustments:
         return Spending(total=whole)
     number, amount = whole.attempts, whole.amount_pico_usd
-    unknown, retries, not_compared, reused, *sums_ = row[MEASURES + 1 :]
+    unknown, retries, not_compared, reused, reused_unknown, *sums_ = row[MEASURES + 1 :]
     pairs = zip(sums_[::2], sums_[1::2], strict=True)
     cached, less, more, saved = ((upper << LOW_BITS) + lower for upper, lower in pairs)
     savings = Savings(
@@ -376,6 +377,7 @@ def spending_of(row: Row) -> Spending:
         surcharge_pico_usd=more,
         cache_pico_usd=saved,
         cached=reused,
+        cached_unknown=reused_unknown,
         unknown=not_compared,
     )
     match status:

@@ -1192,6 +1192,10 @@ class StoreConformance:
         assert await by("run", until_ms=FIRST_MS) == {}
         assert await by("run", project="other") == {}
         assert await by("run", limit=1) == {"r1": (105, 2)}
+        for word in ("run", "user", "tag"):  # groups do not matter for these
+            spent = (await w.store.spending(CostQuery(by=word))).total
+            assert (spent.amount_pico_usd, spent.attempts) == (112, 4)
+            assert len(await w.store.entries(CostQuery(by=word))) == 4
 
     @scenario
     async def test_unknown_is_counted_and_not_zero(self, w: World) -> None:

@@ -7,9 +7,20 @@ from typing import Any
 
 import pytest
 
+from agentflow.cli.cost import spending_lines
 from agentflow.errors import UsageError
 from agentflow.ledger.entries import adjustment, pico_usd, usd
-from agentflow.ledger.reports import CostGroup, RunCost, coverage, dollars, money, total
+from agentflow.ledger.reports import (
+    CostGroup,
+    RunCost,
+    coverage,
+    dollars,
+    failed,
+    money,
+    rest,
+    total,
+)
+from agentflow.ledger.spending import Savings, Spending
 
 
 def group(name: str = "run-1", **numbers: Any) -> CostGroup:
@@ -90,3 +101,30 @@ def test_notebooks_show_a_table() -> None:
     assert "<tr><th>cost</th><td>≥ $1</td></tr>" in shown
     assert "priced 1 of 2 calls; 1 with unknown usage" in shown
     assert "<th>failed</th><td>1 call, known part $0</td>" in shown
+
+
+def test_what_child_runs_cost_is_unknown_where_nobody_knows() -> None:
+    """The tree less the run itself: amount and coverage."""
+    own = group(attempts=1, priced=1, amount_pico_usd=10**12)
+    tree = group(attempts=3, priced=1, unknown_usage=2, amount_pico_usd=10**12)
+
+    assert dollars(rest(tree, own, "child runs")) == "unknown"
+    assert dollars(rest(own, own, "child runs")) == "$0"
+
+
+def test_failures_of_unknown_cost_are_not_shown_as_free() -> None:
+    """A known part is a lower bound, and nothing known is not a sum."""
+    assert failed(group(attempts=2, priced=2, failed=1, failed_pico_usd=10**12)) == "1 ($1)"
+    assert failed(group(attempts=2, priced=1, failed=2, failed_pico_usd=10**12)) == "2 (≥ $1)"
+    assert failed(group(attempts=2, priced=1, failed=1)) == "1"
+
+
+@pytest.mark.parametrize(
+    ("unknown", "text"),
+    [(0, "$1 in 2 calls"), (1, "≥ $1 in 2 calls"), (2, "an unknown amount in 2 calls")],
+)
+def test_what_the_cache_saved_is_unknown_where_the_payers_cost_is(unknown: int, text: str) -> None:
+    """Never zero."""
+    savings = Savings(cached=2, cached_unknown=unknown, unknown=unknown, cache_pico_usd=10**12)
+
+    assert spending_lines(Spending(savings=savings)) == [f"the cache saved {text}"]
