@@ -315,6 +315,7 @@ class ParcelNews:
         ref: The vendor's reference; "" = none after all.
         next_at_ms: When somebody must see to it next; None = never again.
         strangers: References that are not its own, all of them.
+        sending_until_ms: Until when another worker may still be handing it over; 0 = nobody is.
     """
 
     pk: int
@@ -327,6 +328,7 @@ class ParcelNews:
     looks: int | None = None
     is_stopped: bool | None = None
     strangers: tuple[str, ...] | None = None
+    sending_until_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1037,12 +1039,15 @@ class Store(Protocol):
         """Return the routes in which calls are queued, each with the time of its youngest call."""
         ...
 
-    async def claim_parcels(self, worker_id: str, *, now_ms: int, limit: int) -> list[Parcel]:
-        """Take parcels that somebody must see to now; other workers leave them alone meanwhile."""
+    async def claim_parcels(self, worker_id: str, *, limit: int) -> list[Parcel]:
+        """Take parcels that somebody must see to now.
+
+        Other workers leave them alone until they are let go of, or their worker's lease is over.
+        """
         ...
 
     async def next_parcel_ms(self, worker_id: str) -> int | None:
-        """Return when a worker may see to a parcel next, or None; another's waits for its lease."""
+        """Return when a worker may see to a parcel next, or None; another's waits for a lease."""
         ...
 
     async def asked(self, parcel_pk: int, *, after: str = "", limit: int = 200) -> list[Asked]:
@@ -1053,8 +1058,12 @@ class Store(Protocol):
         """Return what one call asks, whether somebody waits for it or not."""
         ...
 
-    async def put_back(self, parcel_pk: int, custom_ids: Sequence[str]) -> None:
-        """Queue calls of a parcel that was not sent again: they go with another one."""
+    async def put_back(self, worker_id: str, parcel_pk: int, custom_ids: Sequence[str]) -> None:
+        """Queue calls of a parcel that was not sent again: they go with another one.
+
+        Raises:
+            FencedError: another worker sees to it now.
+        """
         ...
 
     async def note_parcel(self, worker_id: str, news: ParcelNews) -> None:

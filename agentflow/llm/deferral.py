@@ -66,6 +66,7 @@ class Parcel:
         created_at_ms: When it was gathered.
         is_stopped: Whether the vendor was asked to stop.
         strangers: References that were taken for it and belong to somebody else.
+        sending_until_ms: Until when another worker may still be handing it over; 0 = nobody is.
     """
 
     pk: int
@@ -80,6 +81,7 @@ class Parcel:
     created_at_ms: int = 0
     is_stopped: bool = False
     strangers: tuple[str, ...] = ()
+    sending_until_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,18 @@
 
 A call is queued in the transaction that records its attempt, and leaves its row in the one that
 puts its answer into the inbox of its run: it is never in neither. A parcel belongs to the worker
-that has claimed it, until its lease is over; every change repeats the owner, so that a worker that
-was slow is told so (`FencedError`) instead of handing a parcel over twice.
+that has claimed it, until its lease or the worker's own is over; every change repeats the owner, so
+that a worker that was slow is told so (`FencedError`) instead of handing a parcel over twice.
+
+One that is being handed over may be taken from a worker that seems dead, to ask the vendor for it.
+Until the hand-over's lease is over nobody sends it again: the worker may be alive and at it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import and_, bindparam, case, func, or_, select, update
@@ -24,7 +28,7 @@ from agentflow.protocols import ENDED, Asked, Delivery, Message, ParcelNews
 from agentflow.storage import history, inbox
 from agentflow.storage.plan import Planned
 from agentflow.storage.schema import deferred_calls as calls
-from agentflow.storage.schema import events, parcels, runs
+from agentflow.storage.schema import events, leases, parcels, runs
 from agentflow.storage.statement import ByKeys, Hot, Tx, const, insert_rows
 from agentflow.storage.statement import Row as Values
 from agentflow.sync_point import sync_point
@@ -199,9 +203,10 @@ def pack(tx: Tx, wanted: Packing) -> Parcel | None:
     )
 
 
-def put_back(tx: Tx, wanted: tuple[int, Sequence[str]]) -> None:
+def put_back(tx: Tx, wanted: tuple[str, int, Sequence[str]]) -> None:
     """Queue calls again."""
-    parcel_pk, custom_ids = wanted
+    worker_id, parcel_pk, custom_ids = wanted
+    _prolong(tx, worker_id, parcel_pk)
     for one in custom_ids:
         mine = (calls.c.parcel_pk == parcel_pk, calls.c.custom_id == one)
         tx.conn.execute(update(calls).where(*mine).values(parcel_pk=None, custom_id=None))
@@ -215,29 +220,34 @@ class ParcelClaim:
     """The arguments of `claim`; *is_alone* says that no other worker can be alive."""
 
     worker_id: str
-    now_ms: int
     limit: int
     is_alone: bool
 
 
 def claim(tx: Tx, wanted: ParcelClaim) -> list[Parcel]:
     """Take parcels that are due and belong to nobody who is alive."""
-    free = or_(
-        parcels.c.owner.is_(None),
-        parcels.c.owner == wanted.worker_id,
-        parcels.c.lease_until_ms <= wanted.now_ms,
-    )
-    due = [parcels.c.next_at_ms <= wanted.now_ms]
+    now = tx.now_ms
+    due = [parcels.c.next_at_ms <= now]
     if not wanted.is_alone:
+        alive = select(leases.c.worker_id).where(leases.c.until_ms > now)
+        free = or_(
+            parcels.c.owner.is_(None),
+            parcels.c.owner == wanted.worker_id,
+            parcels.c.lease_until_ms <= now,
+            parcels.c.owner.not_in(alive),
+        )
         due.append(free)
     query = select(parcels).where(*due).order_by(parcels.c.next_at_ms, parcels.c.pk)
     taken = []
     for row in tx.conn.execute(query.limit(wanted.limit)).all():
-        mine = update(parcels).where(parcels.c.pk == row.pk, *due)
-        until = wanted.now_ms + LEASE_MS
+        seen = (parcels.c.pk == row.pk, parcels.c.lease_until_ms == row.lease_until_ms)
+        is_sending = row.state == "sending" and row.lease_until_ms > now and not wanted.is_alone
+        sending_until = row.lease_until_ms if is_sending else 0
+        until = max(now + LEASE_MS, sending_until)
+        mine = update(parcels).where(*seen, *due)
         done = tx.conn.execute(mine.values(owner=wanted.worker_id, lease_until_ms=until))
         if done.rowcount:
-            taken.append(parcel_of(row))
+            taken.append(replace(parcel_of(row), sending_until_ms=sending_until))
     return taken
 
 
@@ -260,11 +270,19 @@ def parcel_of(row: CoreRow[Any]) -> Parcel:
 
 
 def next_ms(tx: Tx, worker_id: str, *, is_alone: bool) -> int | None:
-    """Return when a worker may see to a parcel next: another's only once its lease is over."""
-    due = parcels.c.next_at_ms
-    is_anothers = and_(parcels.c.owner != worker_id, parcels.c.lease_until_ms > due)
-    at = due if is_alone else case((is_anothers, parcels.c.lease_until_ms), else_=due)
-    found: int | None = tx.conn.execute(select(func.min(at)).where(due.is_not(None))).scalar()
+    """Return when a worker may see to a parcel next.
+
+    Another's only once its lease is over, or its worker's.
+    """
+    due, until = parcels.c.next_at_ms, parcels.c.lease_until_ms
+    query = select(func.min(due))
+    if not is_alone:
+        alive_until = func.coalesce(leases.c.until_ms, 0)
+        freed = case((alive_until < until, alive_until), else_=until)
+        is_anothers = and_(parcels.c.owner != worker_id, freed > due)
+        query = select(func.min(case((is_anothers, freed), else_=due)))
+        query = query.select_from(parcels.outerjoin(leases, leases.c.worker_id == parcels.c.owner))
+    found: int | None = tx.conn.execute(query.where(due.is_not(None))).scalar()
     return found
 
 
@@ -298,7 +316,9 @@ def note(tx: Tx, wanted: Noting) -> None:
     if news.ref == "":
         values["ref"] = None
     # A hand-over may take its time; whatever else is written ends what its owner was about.
-    until = tx.now_ms + SENDING_MS if news.state == "sending" and news.ref is None else 0
+    until = news.sending_until_ms
+    if news.state == "sending" and news.ref is None:
+        until = tx.now_ms + SENDING_MS
     mine = (parcels.c.pk == news.pk, parcels.c.owner == wanted.worker_id)
     change = (
         update(parcels)
@@ -315,6 +335,14 @@ def hurry(tx: Tx, ref: str) -> bool:
     found = tx.conn.execute(update(parcels).where(*mine).values(next_at_ms=tx.now_ms)).rowcount > 0
     tx.news = tx.news or found
     return found
+
+
+def _prolong(tx: Tx, worker_id: str, pk: int) -> None:
+    """Lock a parcel that is still this worker's, and lengthen its lease."""
+    mine = (parcels.c.pk == pk, parcels.c.owner == worker_id)
+    longer = update(parcels).where(*mine).values(lease_until_ms=tx.now_ms + LEASE_MS)
+    if not tx.conn.execute(longer).rowcount:
+        raise _fenced(pk)
 
 
 def _fenced(pk: int) -> FencedError:
@@ -370,10 +398,7 @@ class Delivering:
 
 def deliver(tx: Tx, wanted: Delivering) -> list[DeferredCall]:
     """Put answers into inboxes; return the calls that nobody waits for."""
-    mine = (parcels.c.pk == wanted.parcel_pk, parcels.c.owner == wanted.worker_id)
-    longer = update(parcels).where(*mine).values(lease_until_ms=tx.now_ms + LEASE_MS)
-    if not tx.conn.execute(longer).rowcount:
-        raise _fenced(wanted.parcel_pk)
+    _prolong(tx, wanted.worker_id, wanted.parcel_pk)
     by_id = {one.custom_id: one for one in wanted.answers}
     abandoned = []
     for row in tx.by_keys(BY_CUSTOM_ID, list(by_id), wanted.parcel_pk):

@@ -533,10 +533,10 @@ class SqlStore:
         """Return the routes in which calls are queued, each with the time of its youngest call."""
         return await self._db.read(deferral.routes)
 
-    async def claim_parcels(self, worker_id: str, *, now_ms: int, limit: int) -> list[Parcel]:
+    async def claim_parcels(self, worker_id: str, *, limit: int) -> list[Parcel]:
         """Take parcels that somebody must see to now."""
         is_alone = not self.is_shared  # its lock says that no other worker is alive
-        wanted = deferral.ParcelClaim(worker_id, now_ms, limit, is_alone)
+        wanted = deferral.ParcelClaim(worker_id, limit, is_alone)
         return await self._db.write(CLAIM_PARCELS, wanted)
 
     async def next_parcel_ms(self, worker_id: str) -> int | None:
@@ -552,9 +552,9 @@ class SqlStore:
         """Return what one call asks, whether somebody waits for it or not."""
         return await self._db.read(lambda tx: deferral.asked_by(tx, call))
 
-    async def put_back(self, parcel_pk: int, custom_ids: Sequence[str]) -> None:
+    async def put_back(self, worker_id: str, parcel_pk: int, custom_ids: Sequence[str]) -> None:
         """Queue calls of a parcel that was not sent again."""
-        await self._db.write(PUT_BACK, (parcel_pk, custom_ids))
+        await self._db.write(PUT_BACK, (worker_id, parcel_pk, custom_ids))
 
     async def note_parcel(self, worker_id: str, news: ParcelNews) -> None:
         """Write what has become of a parcel."""

@@ -3,7 +3,8 @@
 One dispatcher a worker. What it knows is in the store, so that any other one can go on: a parcel
 is *packing* (provably not sent), *sending* (it may have been), *sent* (the vendor's reference is on
 record) or *done*. The only gap is between the two in the middle: there the vendor is asked whether
-it has the parcel, and only if it says no, the parcel is sent once more. One look at a parcel is one
+it has the parcel, and only if it says no, the parcel is sent once more: not before a hand-over by a
+worker that only seems dead would have ended. One look at a parcel is one
 request, however many runs wait for it.
 """
 
@@ -97,7 +98,7 @@ class Dispatcher:
     Args:
         store: Keeps calls and parcels.
         house: What attempts share: codec, clock, models.
-        id: Its name, in which parcels are claimed; never used twice.
+        name: Returns the worker's name, in which parcels are claimed.
         options: How patient it is.
         on_broken: Told of an error after which nobody sees to deferred calls any more.
     """
@@ -107,13 +108,13 @@ class Dispatcher:
         store: Store,
         house: AttemptHouse,
         *,
-        id: str,
+        name: Callable[[], str],
         options: Deferral,
         on_broken: Callable[[BaseException], None],
     ) -> None:
         self._store = store
         self._house = house
-        self._me = id
+        self._name = name
         self._options = options
         self._on_broken = on_broken
         self._wake = asyncio.Event()
@@ -130,6 +131,10 @@ class Dispatcher:
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._on_broken(error)
+
+    @property
+    def _me(self) -> str:
+        return self._name()
 
     @property
     def is_quiet(self) -> bool:
@@ -178,8 +183,7 @@ class Dispatcher:
     async def _round(self) -> int | None:
         """Do what is due; return the milliseconds until something will be, or None."""
         next_ms = await self._pack()
-        now = self._house.clock.now_ms()
-        parcels = await self._store.claim_parcels(self._me, now_ms=now, limit=_CLAIM)
+        parcels = await self._store.claim_parcels(self._me, limit=_CLAIM)
         if parcels:
             self._busy += 1
             try:
@@ -342,6 +346,13 @@ class Dispatcher:
         found = await desk.find(parcel)
         if found.ref is not None:
             await self._sent(parcel, desk, found.ref)
+        elif now < parcel.sending_until_ms:  # who only seems dead may still be handing it over
+            again_at = min(now + _ms(self._pause(parcel.looks)), parcel.sending_until_ms)
+            news = ParcelNews(
+                pk=parcel.pk, next_at_ms=again_at, looks=parcel.looks + 1,
+                sending_until_ms=parcel.sending_until_ms,
+            )  # fmt: skip
+            await self._store.note_parcel(self._me, news)
         elif found.is_known:
             again = ParcelNews(pk=parcel.pk, next_at_ms=now, state="packing")
             await self._store.note_parcel(self._me, again)
@@ -375,7 +386,7 @@ class Dispatcher:
                     lines.write(line)
                     count += 1
             if no_room:
-                await self._store.put_back(parcel.pk, no_room)
+                await self._store.put_back(self._me, parcel.pk, no_room)
             await asyncio.sleep(0)  # others get a turn
         return lines, count
 

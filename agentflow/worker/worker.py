@@ -164,7 +164,7 @@ class Worker:
             store_patience=None if is_shared else _FILE_PATIENCE,
         )  # fmt: skip
         self._dispatcher = Dispatcher(
-            store, self._attempts, id=ids.new_worker_id(), options=self._options.deferral,
+            store, self._attempts, name=lambda: self.id, options=self._options.deferral,
             on_broken=self._break,
         )  # fmt: skip
         self._runners: dict[int, Runner] = {}

@@ -14,6 +14,7 @@ from pathlib import Path
 import anthropic
 import openai
 import pytest
+from sqlalchemy import select
 
 import agentflow
 from agentflow import Agent, Flow, ModelSettings, workflow
@@ -25,6 +26,8 @@ from agentflow.providers.anthropic import Anthropic
 from agentflow.providers.openai_chat import OpenAIChat
 from agentflow.providers.openai_responses import OpenAIResponses
 from agentflow.retry import MODEL_RETRY
+from agentflow.storage.schema import parcels
+from agentflow.storage.store import SqlStore
 from agentflow.testing.invariants import problems
 from agentflow.testing.loopback import Answer, Fault, LoopbackServer, Seen
 from agentflow.worker.dispatcher import Deferral
@@ -170,6 +173,21 @@ async def test_a_run_that_waits_is_one_row_and_outlives_its_worker(url: str) -> 
             assert await books(flow) == [(1, "ok", "priced")]
         assert (len(server.requests), server.batches.count) == (1, 1)
     assert unsound(url) == []
+
+
+async def test_a_parcel_is_claimed_in_its_workers_name(url: str) -> None:
+    """So that the lease of the worker speaks for it, and its leaving lets it go."""
+    with LoopbackServer([Answer(text=TEXT)]) as server:
+        server.batches.seconds = 3600
+        async with opened(url, server) as flow:
+            await flow.start(ask_later, "anthropic", id="r")
+            await sent(flow, server)
+            assert isinstance(flow.store, SqlStore)
+            owner = await flow.store._db.read(
+                lambda tx: tx.conn.execute(select(parcels.c.owner)).scalar_one()
+            )
+
+            assert owner == flow.worker.id
 
 
 async def until(is_so: Callable[[], Awaitable[bool]]) -> None:
