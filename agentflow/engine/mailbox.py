@@ -50,7 +50,10 @@ class Mailbox:
         while unread:
             if self._hand_over(unread.popleft(), future, annotation):
                 return future
-        self._waiting.setdefault(name, deque()).append((future, annotation))
+        waiting = self._waiting.setdefault(name, deque())
+        while waiting and waiting[0][0].done():  # given up: a loop with a timeout leaves many
+            waiting.popleft()
+        waiting.append((future, annotation))
         return future
 
     def _hand_over(self, signal: SignalReceived, future: CallFuture, annotation: Any) -> bool:

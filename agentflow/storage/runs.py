@@ -379,7 +379,7 @@ def claim(tx: Tx, wanted: Claiming) -> list[Claimed]:
         lambda most: due(tx, wanted, runs.c.owner.is_(None), most),
         lambda pks: tx.many(CLAIM, [(me, 0, pk) for pk in pks]),
         serves(wanted.served),
-        queues.Room(wanted.now_ms, room - len(dead), wanted.served.queues),
+        queues.Room(now_of(tx, wanted), room - len(dead), wanted.served.queues),
     )
     rows = rows_by_pk(tx, [*woken, *dead, *free])
     left_, owned = set(dead), set(woken)
@@ -407,14 +407,17 @@ def due(tx: Tx, wanted: Claiming, whose: ColumnElement[bool], limit: int) -> lis
     """Return pks of due runs, oldest first."""
     if limit <= 0:
         return []
-    # Where workers share the database, their clocks differ: its own has the word.
-    now_ms = tx.now_ms if tx.dialect.is_shared else wanted.now_ms
-    query = select(runs.c.pk).where(whose, runs.c.wake_at_ms <= now_ms)
+    query = select(runs.c.pk).where(whose, runs.c.wake_at_ms <= now_of(tx, wanted))
     query = query.where(*serves(wanted.served))
     query = query.order_by(runs.c.wake_at_ms, runs.c.pk).limit(limit)
     # What another worker is about to claim, or writes to just now, is left to it.
     locked = query.with_for_update(key_share=True, skip_locked=True)
     return [row[0] for row in tx.conn.execute(locked)]
+
+
+def now_of(tx: Tx, wanted: Claiming) -> int:
+    """Return the time: where workers share the database, their clocks differ; its own counts."""
+    return tx.now_ms if tx.dialect.is_shared else wanted.now_ms
 
 
 def serves(served: Served) -> list[ColumnElement[bool]]:

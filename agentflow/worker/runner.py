@@ -170,6 +170,7 @@ class Runner:
         self._scheduled = False
         self._gone = False
         self._stopping = False
+        self._parks_with = ""  # what a person is told, once an append in flight has its answer
         self._end_by_ms: int | None = None
         self._status: RunStatus = row.status
         self._known_scope: RunScope | None = None
@@ -208,7 +209,10 @@ class Runner:
         if self._machine is not None:
             machine, self._machine = self._machine, None
             machine.evict()
-        self._spawn(self._park(text))
+        if self._appending:
+            self._parks_with = text  # behind what is being written
+        else:
+            self._spawn(self._park(text))
 
     async def _park(self, error: str) -> None:
         row = replace(self.row, next_seq=self._next_seq, applied_seq=self._applied_seq)
@@ -657,7 +661,7 @@ class Runner:
             return
         if error is None:
             sync_point("append.after")
-            self._guarded(self._committed, commit, answer.result())
+            self._guarded(self._written, commit, answer.result())
         elif isinstance(error, FencedError):
             self._lost(error)
         elif isinstance(error, StoreError) and self._is_patient(commit):
@@ -667,6 +671,7 @@ class Runner:
             _LOG.warning("append failed, trying again", extra=extra)
             self._loop.call_later(wait, self._commit, commit)
         elif isinstance(error, AgentflowError) and not isinstance(error, StoreError):
+            self._appending = False
             self._cannot_go_on(error)  # a child's id is taken, say: the run's own fault
         else:
             self._house.on_broken(error)
@@ -675,17 +680,27 @@ class Runner:
         patience = self._house.store_patience
         return patience is None or commit.tries < patience
 
-    def _committed(self, commit: _Commit, answer: Appended) -> None:
-        machine, batch, append = commit.machine, commit.batch, commit.append
+    def _written(self, commit: _Commit, answer: Appended) -> None:
+        machine = commit.machine
         self._appending = False
         if self._gone:
             return
         self._next_seq = answer.next_seq
-        if answer.inbox_first:
-            machine.put_back(batch)
-            self._house.ask_inbox(self.row.pk)
-            return
-        self._applied_seq = append.applied_seq
+        if not answer.inbox_first:
+            self._applied_seq = commit.append.applied_seq
+        if machine is self._machine:
+            if answer.inbox_first:
+                machine.put_back(commit.batch)
+                self._house.ask_inbox(self.row.pk)
+            else:
+                self._committed(commit, answer)
+        elif answer.released:
+            self._leave(keep=False)
+        else:  # it has met trouble meanwhile: what it wants to do next is not done
+            self._spawn(self._park(self._parks_with))
+
+    def _committed(self, commit: _Commit, answer: Appended) -> None:
+        machine, batch, append = commit.machine, commit.batch, commit.append
         commands = machine.committed(
             batch,
             answer.granted,
@@ -907,6 +922,8 @@ class Runner:
             if not finished.cancelled() and (error := finished.exception()) is not None:
                 if isinstance(error, StoreError):
                     self._lost(error)
+                elif isinstance(error, Exception) and self._machine is not None:
+                    self._cannot_go_on(error)
                 else:
                     self._house.on_broken(error)
 

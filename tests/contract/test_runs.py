@@ -14,6 +14,7 @@ import pytest
 import agentflow
 from agentflow import Client, Flow, Run, activity, workflow
 from agentflow.clock import SystemClock
+from agentflow.codec import Parts
 from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import (
     EncodeError,
@@ -30,7 +31,7 @@ from agentflow.llm.messages import assistant
 from agentflow.llm.request import ModelRequest
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.usage import Usage
-from agentflow.protocols import ProviderCall, RunRow
+from agentflow.protocols import Append, Appended, Message, ProviderCall, RunRow
 from agentflow.storage.statement import Tx
 from agentflow.storage.store import SqlStore
 
@@ -755,3 +756,81 @@ async def test_a_sweep_takes_nothing_of_a_run_that_begins_meanwhile(
 
         assert begun[0].input is not None
         assert await store.bodies([begun[0].input.digest])
+
+
+async def test_an_answer_that_belongs_to_nothing_stops_one_run_at_most(url: str) -> None:
+    """What cannot be read of it is its run's trouble, and no other's."""
+
+    @workflow(name="waits_for_a_word")
+    async def waits_for_a_word() -> str:
+        return str(await agentflow.wait_signal("word", str))
+
+    async with asyncio.timeout(10), agentflow.open(url) as flow:
+        hurt = await flow.start(waits_for_a_word, id="hurt")
+        other = await flow.start(waits_for_a_word, id="other")
+        await until_status(hurt, "waiting")
+        said = flow.codec.encode("?", str, Parts(), what="answer")
+        stray = Message(
+            id="stray", kind="answer", name="no/call#1", payload=said,
+            data={"seq": 99, "attempt": 1, "latency": "24h"},
+        )  # fmt: skip
+        await flow.store.send("default", "hurt", stray)
+        await until_status(hurt, "needs_code")
+        await other.signal("word", "well")
+
+        assert await other.result() == "well"
+
+
+class MuteError(Exception):
+    """An error that cannot even say what is wrong."""
+
+    def __str__(self) -> str:
+        """Fail."""
+        raise ValueError("mute")
+
+
+class Slow(SqlStore):
+    """A store that keeps the outcome of the first call to itself for a while."""
+
+    def append(self, batch: Append) -> asyncio.Future[Appended]:
+        """Write it a moment later."""
+        if not any(isinstance(fact, ev.ActivityCompleted) for fact in batch.facts):
+            return super().append(batch)
+
+        async def later() -> Appended:
+            CALLS.append("writing")
+            async with asyncio.timeout(5):
+                while "failed" not in CALLS:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.05)
+            return await super(Slow, self).append(batch)
+
+        return asyncio.ensure_future(later())
+
+
+async def test_trouble_during_a_commit_starts_nothing_more(tmp_path: Path) -> None:
+    """What is being written is written; then the run is parked, and calls that follow wait."""
+
+    @activity
+    async def fails_mutely() -> None:
+        while "writing" not in CALLS:
+            await asyncio.sleep(0.01)
+        CALLS.append("failed")
+        raise MuteError
+
+    @workflow(name="two_and_one")
+    async def two_and_one() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(fails_mutely())
+            await note("first")
+            await note("second")
+
+    store = SqlStore.sqlite(f"sqlite:///{tmp_path / 'a.db'}")
+    store.__class__ = Slow
+    async with asyncio.timeout(10), agentflow.open(store=store) as flow:
+        run = await flow.start(two_and_one, id="r")
+        row = await run.until(lambda row: row.status == "needs_code")
+        kinds = [type(event) for event in await run.history()]
+
+    assert CALLS == ["first", "writing", "failed"]
+    assert (row.epoch, kinds.count(ev.ActivityCompleted)) == (1, 1)
