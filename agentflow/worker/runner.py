@@ -15,7 +15,7 @@ from typing import Any
 
 from agentflow import ids
 from agentflow.activities.bound import bound_of
-from agentflow.activities.doubt import doubt_record, unsent_record
+from agentflow.activities.doubt import doubt_record, unsent_record, void_doubts
 from agentflow.activities.llm_call import MODELS, route_of
 from agentflow.clock import Clock, from_ms
 from agentflow.codec import Codec, Parts, PartsBodies
@@ -267,21 +267,25 @@ class Runner:
         self._step()
 
     async def _cut(self, at_seq: int, reason: str) -> None:
-        stored = await self._house.store.history(self.row.pk)
-        now = self._house.clock.now_ms()
+        house = self._house
+        stored = await house.store.history(self.row.pk)
+        history, now = history_of(stored.events), house.clock.now_ms()
         row = replace(self.row, next_seq=self._next_seq, applied_seq=self._applied_seq)
+        bodies = _Bodies(stored.bodies, house.store)
         batch = bare_append(
             row,
             batch_id=ids.new_batch_id(),
             status="running",
             facts=[ev.RunReopened(time_ms=now, at_seq=at_seq, reason=reason)],
-            applied_seq=cut(history_of(stored.events), at_seq),
+            applied_seq=cut(history, at_seq),
             wake_at_ms=0,
             release=False,
         )
+        doubts = void_doubts(history, at_seq, now_ms=now, codec=house.codec, bodies=bodies)
+        batch = replace(batch, ledger=doubts)
         sync_point("cut.before")
         try:
-            answer = await self._house.store.append(batch)
+            answer = await house.store.append(batch)
         except StoreError as e:
             self._lost(e)
             return

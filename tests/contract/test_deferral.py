@@ -542,7 +542,7 @@ async def test_an_answer_to_a_question_that_was_changed_meanwhile_is_booked(
     with LoopbackServer(lambda seen: Answer(text=seen.text.strip())) as server:
         server.batches.seconds = 3600
         async with opened(url, server) as flow:
-            await flow.start(ask_what_stands_there, id="r")
+            await flow.start(ask_what_stands_there, id="r", budget_usd="50")
             await sent(flow, server)
         server.batches.seconds = server.batches.all[0].done_at = 0
         monkeypatch.setitem(globals(), "PROMPT", ["new"])
@@ -553,6 +553,9 @@ async def test_an_answer_to_a_question_that_was_changed_meanwhile_is_booked(
             assert found == {"adjusted": "ok", "priced": "ok"}
             total = (await (await flow.get("r")).cost()).group
             assert total.amount_pico_usd
+            (budget,) = await flow.store.budgets("default", run_id="r")
+            assert budget.spent_pico_usd == total.amount_pico_usd
+            assert (budget.doubtful_pico_usd, budget.reserved_pico_usd) == (0, 0)
         assert server.batches.count == 2
     assert unsound(url) == []
 

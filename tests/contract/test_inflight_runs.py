@@ -284,3 +284,45 @@ def test_a_policy_without_a_meaning_is_refused() -> None:
     """The error names the agent and what is allowed."""
     with pytest.raises(UsageError, match="agent a: on_doubt 'pray'"):
         Agent("a", model="scripted:a", on_doubt="pray")  # type: ignore[arg-type]
+
+
+PROMPT = ["old"]
+
+
+@workflow(on_mismatch="recall")
+async def chat_of_what_stands_there() -> str:
+    """Ask what the code says today; a changed question is paid again."""
+    settings = ModelSettings(background=True, max_output_tokens=100)
+    agent = Agent("talker", model="openai:gpt-6-sol", settings=settings)
+    return (await agent.run(PROMPT[0])).output
+
+
+async def test_a_call_in_flight_whose_question_was_changed_is_in_the_books(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cut makes it void, not free: it may be billed, and its bound stays on the books."""
+
+    def answer(seen: Seen) -> Answer:
+        text = seen.text.strip()
+        return Answer(text=text, fault=ENDLESS if text == "old" else None)
+
+    with LoopbackServer(answer) as server:
+        async with opened(tmp_path, server) as flow:
+            run = await flow.start(chat_of_what_stands_there, id="r", budget_usd="5")
+            await until(has(run, ev.ActivityProgressed))
+            await flow.abort()
+        monkeypatch.setitem(globals(), "PROMPT", ["new"])
+        async with opened(tmp_path, server) as flow:
+            run = await flow.get("r")
+            assert await run.result() == "new"
+            assert await ledger(flow) == [(1, "in_doubt", False), (2, "ok", True)]
+            assert "1 with unknown usage" in str(await run.cost())
+            (row, _) = await flow.store.ledger("default", "r")
+            assert row.record.response_id is not None
+            (budget,) = await flow.store.budgets("default", run_id="r")
+            assert budget.doubtful_pico_usd > 0
+            await flow.adjust("r", "0.01", key=row.key, attempt=1, reason="invoice")
+            (budget,) = await flow.store.budgets("default", run_id="r")
+            assert budget.doubtful_pico_usd == 0
+            assert budget.spent_usd == (await run.cost()).usd
+    assert problems(tmp_path / "r.db") == []
