@@ -46,6 +46,12 @@ SETTINGS = {
 }
 # This role must say its password; all others are trusted, as they come from this machine.
 LOCKED_ROLE = "needs_password"
+# Waits for the end of its input, which is ours: however we die, the server does not outlive us.
+WATCHER = """
+read -r _
+kill -QUIT "$(head -n 1 "$1/data/postmaster.pid")" && sleep 1
+rm -rf "$1"
+"""
 
 
 class PostgresServer:
@@ -95,6 +101,7 @@ class PrivateServer(PostgresServer):
         self.port = free_port()
         super().__init__(f"postgresql://postgres@127.0.0.1:{self.port}/postgres")
         self.process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
         self._binaries = binaries
         self._data = directory / "data"
         self._directory = directory
@@ -124,6 +131,11 @@ class PrivateServer(PostgresServer):
                 stdout=log, stderr=log, cwd=self._directory, start_new_session=True,
                 **self._identity(),
             )  # fmt: skip
+        self._watcher = subprocess.Popen(  # noqa: S603 -- ours
+            ["/bin/sh", "-c", WATCHER, "agentflow-watch", str(self._directory)],
+            stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
         self._call(
             "pg_isready", "-h", "127.0.0.1", "-p", str(self.port), "-t", "1",
             tries=START_SECONDS * 20,
@@ -134,6 +146,10 @@ class PrivateServer(PostgresServer):
         process, self.process = self.process, None
         if process is None:
             return
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.kill()
+            watcher.communicate()
         process.send_signal(how)
         try:
             process.wait(STOP_SECONDS)
