@@ -17,7 +17,6 @@ OVERLAPS: tuple[Overlap, ...] = ("skip", "buffer", "cancel", "allow")
 
 SHORTEST_MS = 1_000  # nothing is due more often: due times are whole seconds
 AT_ONCE = 1_000  # due times that are looked at together; the others come a moment later
-_MINUTE_FIELDS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,6 +93,7 @@ def _own_workflows() -> Iterator[None]:
     before = dict(REGISTRY.workflows)
     yield
     REGISTRY.workflows = before
+    REGISTRY.changes += 1
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from sqlalchemy import ColumnElement, Connection, Insert, Table
 from sqlalchemy.engine.interfaces import Dialect as CoreDialect
+from sqlalchemy.exc import DBAPIError
 
-from agentflow.errors import AgentflowError
+from agentflow.errors import AgentflowError, StoreError
 from agentflow.storage.statement import Cursor, Tx
 
 Wake = Callable[[], None]
@@ -185,3 +187,17 @@ class Faults:
 
     def after_commit(self) -> None:
         """Run in the writer thread after each COMMIT."""
+
+
+def driver_error(error: BaseException) -> BaseException:
+    """Return the driver's own error inside SQLAlchemy's."""
+    if isinstance(error, DBAPIError) and error.orig is not None:
+        return error.orig
+    return error
+
+
+def check_process(pid: int) -> None:
+    """Raise StoreError where a fork has come since *pid* connected: connections are not shared."""
+    if os.getpid() != pid:
+        msg = "the store was opened before the process was forked"
+        raise StoreError(msg, hint="Open it after the fork, in each process.")

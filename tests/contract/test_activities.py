@@ -38,12 +38,6 @@ def _fresh() -> None:
     CALLS.clear()
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    """Return the URL of a database that does not exist yet."""
-    return f"sqlite:///{tmp_path / 'activities.db'}"
-
-
 @asynccontextmanager
 async def opened(url: str, **terms: Any) -> AsyncIterator[Flow]:
     """Open a flow; every test ends within 20 seconds."""

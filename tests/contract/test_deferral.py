@@ -70,12 +70,6 @@ async def ask_later(
     return (await agent.run(question)).output
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    """Return where the database is to be."""
-    return f"sqlite:///{tmp_path / 'r.db'}"
-
-
 def unsound(url: str) -> list[str]:
     """Return what is wrong with a database, in words."""
     return problems(Path(url.removeprefix("sqlite:///")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 
@@ -20,12 +19,6 @@ from tests.contract.shared_file import SharedFile
 
 LEASE_MS = 15_000
 NOW = ManualClock().now_ms()
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    """Return where the database is to be."""
-    return f"sqlite:///{tmp_path}/p.db"
 
 
 @asynccontextmanager

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import agentflow
 from agentflow import activity, start_child, workflow
-from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import UsageError
 from agentflow.testing import ManualClock
-
-
-@pytest.fixture(autouse=True)
-def _own_registry() -> Any:
-    """Workflows of a test are nobody else's."""
-    known = dict(REGISTRY.workflows)
-    yield
-    REGISTRY.workflows.clear()
-    REGISTRY.workflows.update(known)
-    REGISTRY.changes += 1
 
 
 class Gauge:

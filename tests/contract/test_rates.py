@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 
 import agentflow
 from agentflow import Agent, workflow
-from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import ProviderError, RunFailedError, UsageError
 from agentflow.history.events import ActivityFailed
 from agentflow.llm.messages import assistant
@@ -22,22 +20,6 @@ from agentflow.protocols import ProviderCall
 from agentflow.testing import ManualClock
 
 MINUTE_MS = 60_000
-
-
-@pytest.fixture(autouse=True)
-def _own_registry() -> Iterator[None]:
-    """Workflows of a test are nobody else's."""
-    known = dict(REGISTRY.workflows)
-    yield
-    REGISTRY.workflows.clear()
-    REGISTRY.workflows.update(known)
-    REGISTRY.changes += 1
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    """Return the URL of a database of one's own."""
-    return f"sqlite:///{tmp_path}/r.db"
 
 
 class Vendor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.contract.test_rates import (
-    _own_registry,
     test_a_rate_is_lifted_and_wrong_ones_are_refused,
     test_a_vendors_refusal_pauses_everybody,
     test_no_minute_has_more_requests_than_the_rate,
@@ -14,7 +13,6 @@ from tests.contract.test_rates import (
 )
 
 __all__ = [
-    "_own_registry",
     "test_a_rate_is_lifted_and_wrong_ones_are_refused",
     "test_a_vendors_refusal_pauses_everybody",
     "test_no_minute_has_more_requests_than_the_rate",

@@ -43,12 +43,6 @@ def _fresh() -> None:
     CALLS.clear()
 
 
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    """Return the URL of a database that does not exist yet."""
-    return f"sqlite:///{tmp_path / 'runs.db'}"
-
-
 @activity
 async def note(text: str) -> str:
     """Count a call and return its text in capitals."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,22 +21,6 @@ from agentflow.worker.scheduler import Scheduler
 
 START = datetime(2026, 3, 28, 22, 0, tzinfo=UTC)  # the night in which Berlin's clocks go forward
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture(autouse=True)
-def _own_registry() -> Iterator[None]:
-    """Workflows of a test are nobody else's."""
-    known = dict(REGISTRY.workflows)
-    yield
-    REGISTRY.workflows.clear()
-    REGISTRY.workflows.update(known)
-    REGISTRY.changes += 1
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    """Return the URL of a database of one's own."""
-    return f"sqlite:///{tmp_path}/s.db"
 
 
 @asynccontextmanager

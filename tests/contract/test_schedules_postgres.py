@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from tests.contract.test_schedules import (
-    _own_registry,
     test_a_day_without_a_worker,
     test_a_large_input_is_kept_for_its_runs,
     test_a_run_that_goes_on_is_skipped_over,
@@ -17,7 +16,6 @@ from tests.contract.test_schedules import (
 )
 
 __all__ = [
-    "_own_registry",
     "test_a_day_without_a_worker",
     "test_a_large_input_is_kept_for_its_runs",
     "test_a_run_that_goes_on_is_skipped_over",

@@ -43,7 +43,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.pool import NullPool, QueuePool
 
 from agentflow.errors import AgentflowError, StoreError
-from agentflow.storage.dialect import Wake
+from agentflow.storage.dialect import Wake, check_process
 from agentflow.storage.dialects.postgres_connection import (
     LOCK_SECONDS,
     PatientConnection,
@@ -298,9 +298,7 @@ class PostgresDialect:
 
     def check_process(self) -> None:
         """Raise StoreError after a fork: two processes must not share a connection."""
-        if os.getpid() != self._pid:
-            msg = "the store was opened before the process was forked"
-            raise StoreError(msg, hint="Open it after the fork, in each process.")
+        check_process(self._pid)
 
     # -- SQL
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 
 import psycopg
-from sqlalchemy.exc import DBAPIError
 
 from agentflow.errors import (
     DatabaseLockedError,
@@ -14,6 +13,7 @@ from agentflow.errors import (
     ServerGoneError,
     StoreError,
 )
+from agentflow.storage.dialect import driver_error
 from agentflow.storage.dialects.postgres_url import Address
 
 # Two transactions were in each other's way: the same again may succeed.
@@ -38,13 +38,6 @@ RIGHTS = {"28000", "28P01", "42501", "0P000", "3D000", "3F000"}
 READ_ONLY = {"25006"}
 FULL = {"53100", "53400"}
 DAMAGED = {"XX001", "XX002", "58030"}
-
-
-def driver_error(error: BaseException) -> BaseException:
-    """Return psycopg's own error inside SQLAlchemy's."""
-    if isinstance(error, DBAPIError) and error.orig is not None:
-        return error.orig
-    return error
 
 
 def code_of(error: BaseException) -> str:

@@ -39,7 +39,6 @@ from sqlalchemy import (
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
 from agentflow.errors import (
@@ -49,7 +48,7 @@ from agentflow.errors import (
     SettingsError,
     StoreError,
 )
-from agentflow.storage.dialect import Wake
+from agentflow.storage.dialect import Wake, check_process, driver_error
 from agentflow.storage.schema import runs
 from agentflow.storage.statement import Cursor, Hot, Tx, const
 from agentflow.storage.views import sqlite_view
@@ -185,9 +184,7 @@ class SqliteDialect:
 
     def check_process(self) -> None:
         """Raise StoreError after a fork: SQLite connections must not be carried over."""
-        if os.getpid() != self._pid:
-            msg = "the store was opened before the process was forked"
-            raise StoreError(msg, hint="Open it after the fork, in each process.")
+        check_process(self._pid)
 
     # -- SQL
 
@@ -352,13 +349,6 @@ class SqliteDialect:
 
 def _only_read(connection: sqlite3.Connection, _record: object) -> None:
     connection.execute("PRAGMA query_only=ON")
-
-
-def driver_error(error: BaseException) -> BaseException:
-    """Return the driver's own error inside SQLAlchemy's."""
-    if isinstance(error, DBAPIError) and error.orig is not None:
-        return error.orig
-    return error
 
 
 def create_private(path: Path) -> None:
