@@ -15,6 +15,7 @@ course of the run is a mismatch before anything new is paid.
 from __future__ import annotations
 
 import hashlib
+import heapq
 import logging
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -148,6 +149,7 @@ class Machine:
         self._to_start: dict[str, Call] = {}
         self._held: dict[str, tuple[Call, str]] = {}  # refused by a budget: why, in words
         self._timers: dict[str, Call] = {}
+        self._due: list[tuple[int, str]] = []  # a heap of (due, key) of timers, and of past ones
         self._backoff: dict[str, Call] = {}
         self._open_calls: dict[str, Call] = {}
         self._untold: set[str] = set()  # keys of children that are to be cancelled
@@ -227,7 +229,7 @@ class Machine:
         if settled and self.reuses:
             self.try_awaited()
         while (due := self._next_due(now_ms)) is not None and self.ending is None:
-            self._arrive(Arrival(event=ev.TimerFired(key=due.key)), now_ms)
+            self._arrive(Arrival(event=ev.TimerFired(key=due)), now_ms)
             if self.parking is not None:
                 break
         if self._backoff:
@@ -679,7 +681,12 @@ class Machine:
             self.loop.fire(call.timer)  # it fired before code came to ask
             self._drain()
         elif not call.cancel_recorded and call.state != "done":
-            self._timers[call.key] = call
+            self._await_timer(call)
+
+    def _await_timer(self, call: Call) -> None:
+        assert call.timer is not None  # noqa: S101 -- kind says so
+        self._timers[call.key] = call
+        heapq.heappush(self._due, (call.timer.due_ms, call.key))
 
     def _is_free(self, call: Call) -> bool:
         return call.approved or not getattr(call.recorded, "needs_approval", False)
@@ -729,7 +736,7 @@ class Machine:
         call.state, call.scheduled_at_ms = "scheduled", now
         if call.kind == "timer":
             assert call.timer is not None  # noqa: S101 -- kind says so
-            self._timers[call.key] = call
+            self._await_timer(call)
             self.record(ev.TimerStarted(key=call.key, due_ms=call.timer.due_ms), now)
             return
         self._open_calls[call.key] = call
@@ -1016,17 +1023,20 @@ class Machine:
 
     # --- waiting ----------------------------------------------------------------------------
 
-    def _next_due(self, now_ms: int) -> Call | None:
-        if not self._timers:
-            return None
-        due = [c for c in self._timers.values() if c.timer and c.timer.due_ms <= now_ms]
-        return min(due, key=_due_order, default=None)
+    def _next_timer(self) -> tuple[int, str] | None:
+        """Return (due, key) of the timer that is due next, by key where several are, or None."""
+        while self._due and self._due[0][1] not in self._timers:
+            heapq.heappop(self._due)
+        return self._due[0] if self._due else None
+
+    def _next_due(self, now_ms: int) -> str | None:
+        soonest = self._next_timer()
+        return soonest[1] if soonest is not None and soonest[0] <= now_ms else None
 
     def next_wake_ms(self) -> int | None:
         """Return when a timer or a retry is due next, in milliseconds, or None."""
-        if not (self._timers or self._backoff):
-            return None
-        times = [c.timer.due_ms for c in self._timers.values() if c.timer is not None]
+        soonest = self._next_timer()
+        times = [soonest[0]] if soonest is not None else []
         times += [c.retry_at_ms for c in self._backoff.values() if c.retry_at_ms is not None]
         return min(times, default=None)
 
@@ -1277,11 +1287,6 @@ def _is_cached(granted: Mapping[str, Any]) -> bool:
 
 
 _SPACE = uuid.UUID("6a7e1e1a-5b1e-5f3f-9a53-0d2c6f3e9b10")
-
-
-def _due_order(call: Call) -> tuple[int, str]:
-    assert call.timer is not None  # noqa: S101 -- only timers are asked
-    return call.timer.due_ms, call.key
 
 
 def _iso(ms: int) -> str:

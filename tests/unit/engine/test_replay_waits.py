@@ -153,6 +153,29 @@ def test_a_wait_that_timed_out_does_not_swallow_the_next_signal() -> None:
     assert bench.differences() == []
 
 
+async def _polls() -> str:
+    for _ in range(20):
+        try:
+            return str(await wait_signal("go", str, timeout=60))
+        except TimeoutError:
+            continue
+    return "nothing"
+
+
+def test_waits_that_were_given_up_are_forgotten() -> None:
+    """A loop that waits with a timeout has one waiter, however long it goes on."""
+    bench = Bench(workflow(_polls))
+
+    for _ in range(10):
+        bench.pass_time(60_000)
+    waiting = bench.machine._mailbox._waiting["go"]
+
+    assert len(waiting) == 1
+    bench.signal("go", "late")
+    assert bench.result == "late"
+    assert bench.differences() == []
+
+
 async def _stream() -> list[int]:
     found: list[int] = []
     async for value in signals("n", int):
