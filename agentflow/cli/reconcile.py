@@ -270,7 +270,7 @@ def _money_cells(one: CostDifference) -> tuple[str, ...]:
         str(one.key.day),
         one.key.model or "all",
         f"${one.reported_usd:f}",
-        f"${one.booked_usd:f}",
+        one.booked,
         money(pico_usd(pico_of(one.difference_usd))),
     )
 

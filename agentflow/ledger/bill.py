@@ -12,6 +12,7 @@ from agentflow.ledger.rates import SOURCE, Rate, Sheet
 from agentflow.llm.usage import Usage
 
 FREE_FETCH = "no fee: what was fetched is in the input tokens"
+_ITERATION = "iteration "  # so begins the note of a line that is of one; its model comes last
 _IN_TOTALS = {"message", "fallback_message"}
 _BESIDE_TOTALS = {"compaction", "advisor_message"}
 
@@ -192,8 +193,21 @@ def iterations(usage: Usage) -> Iterator[tuple[Mapping[str, object], Usage, str]
                 cache_write_tokens=write,
                 cache_write_1h_tokens=_count(split, "ephemeral_1h_input_tokens"),
             ),
-            f"iteration {number}, {part.get('type')}",
+            f"{_ITERATION}{number}, {part.get('type')}",
         )
+
+
+def iteration_model(line: CostLine) -> str | None:
+    """Return the model of the iteration that a line is of, or None where it is of the whole call.
+
+    >>> note = "iteration 2, advisor_message, claude-opus-5-5; batch"
+    >>> iteration_model(CostLine(unit="input", quantity=1, unit_price_usd=None, note=note,
+    ...                          amount_pico_usd=None))
+    'claude-opus-5-5'
+    """
+    if not line.note.startswith(_ITERATION):
+        return None
+    return line.note.partition("; ")[0].rpartition(", ")[2]
 
 
 def iteration_doubts(usage: Usage, served: str) -> list[str]:

@@ -15,7 +15,7 @@ from decimal import Decimal
 from agentflow.clock import from_ms
 from agentflow.dataclass import dataclass
 from agentflow.errors import ReportMismatchError
-from agentflow.ledger.bill import iterations
+from agentflow.ledger.bill import iteration_model, iterations
 from agentflow.ledger.entries import EXACT, AttemptRecord, plain, usd
 from agentflow.ledger.reports import LedgerRow
 from agentflow.ledger.rules import vendor_of
@@ -70,6 +70,12 @@ class CostDifference:
     def difference_usd(self) -> Decimal:
         """What is to be booked so that both sides agree."""
         return self.reported_usd - self.booked_usd
+
+    @property
+    def booked(self) -> str:
+        """What the ledger has, and how many calls are not in it in full."""
+        rest = f" + {self.unknown} not known in full" if self.unknown else ""
+        return f"${self.booked_usd:f}{rest}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +157,9 @@ class Books:
         }  # fmt: skip
         for line in record.priced.lines:
             apart = self.statement.vendor == "anthropic" and line.unit in _APART
-            place = self._cost_key(day, OTHER) if apart else key
+            own = iteration_model(line)
+            place = self._cost_key(day, model_of(own)) if own else key
+            place = self._cost_key(day, OTHER) if apart else place
             self.costs[place] += line.amount_pico_usd or 0
 
     def _usage_key(self, day: date, model: str, tier: str) -> UsageKey:

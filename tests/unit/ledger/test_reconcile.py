@@ -118,6 +118,17 @@ def test_calls_in_doubt_are_named_first() -> None:
     assert one.causes == ("1 calls with unknown usage (in doubt or cut off)",)
 
 
+def test_money_that_the_ledger_does_not_know_is_not_shown_as_nothing() -> None:
+    """One call of two is in doubt; where all is known the amount stands alone."""
+    costs = openai_page({MONDAY: [openai_cost("gpt-6-sol, input", "1")]})
+    (one,), (all_known,) = (compared(rows, costs).money for rows in ([lost()], [call()]))
+
+    assert (one.booked, one.causes[0]) == (
+        "$0 + 1 not known in full", "the ledger does not know the full cost of 1 calls"
+    )  # fmt: skip
+    assert all_known.booked == "$0.003"
+
+
 def test_a_call_around_midnight_is_seen_on_both_days() -> None:
     """Ours ends a second after midnight, the provider counts its beginning."""
     after = datetime(2026, 11, 24, 0, 0, 1, tzinfo=UTC)
@@ -225,6 +236,32 @@ def test_iterations_are_compared_under_their_own_models() -> None:
     )
 
     assert (found.tokens, found.compared) == ((), 2)
+
+
+def test_the_money_of_iterations_is_compared_under_their_own_models() -> None:
+    """An advisor's tokens are billed as its model's: 1000 in at $4, beside 1000 in at $2."""
+    parts = (
+        {"type": "message", "input_tokens": 1000, "output_tokens": 0},
+        {
+            "type": "advisor_message", "model": "claude-opus-5-5", "input_tokens": 1000,
+            "output_tokens": 0,
+        },
+    )  # fmt: skip
+    model = "anthropic:claude-sonnet-5-5"
+    usage = Usage(input_tokens=1000, output_tokens=0, iterations=parts)
+    priced = BOOK.price(usage, model=model, at=NOON, tier="batch")
+    costs = anthropic_page({
+        MONDAY: [
+            anthropic_cost("claude-sonnet-5-5", "0.1"), anthropic_cost("claude-opus-5-5", "0.2"),
+        ]
+    })  # fmt: skip
+    found = compared(
+        [call(model=model, usage=usage, priced=priced)], costs, vendor="anthropic",
+        tolerance_usd=Decimal("0.0001"),
+    )  # fmt: skip
+
+    assert found.money == ()
+    assert found.booked_usd == Decimal("0.003")
 
 
 def test_days_outside_the_report_are_not_compared() -> None:
