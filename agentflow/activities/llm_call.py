@@ -44,6 +44,9 @@ from agentflow.sync_point import sync_point
 MODELS = "agentflow.models"
 """Where the worker's resources hold the `Models`."""
 
+UNSENT, STALE = "unsent", "stale"
+"""Why a request was not sent, in `ProviderError.data`: its rate had let it through too long ago."""
+
 _LOG = logging.getLogger("agentflow.llm")
 _KNOWN = {"priced", "not_billed", "cached"}  # the cost is known in full
 _KEY_CHARS = 64  # the longest prompt_cache_key. Source: OpenAI's API reference, "Create a response"
@@ -143,6 +146,8 @@ async def _llm_call(request: ModelRequest, ctx: ActivityContext) -> ModelRespons
         elif ctx.previous_ref is None:
             await attempt.announce(call)
             sync_point("llm.before_send")
+            if ctx.is_stale():
+                raise _stale(request)
             response = await provider.complete(request, call)
         else:
             sync_point("llm.before_resume")
@@ -157,6 +162,16 @@ async def _llm_call(request: ModelRequest, ctx: ActivityContext) -> ModelRespons
         await attempt.let_go()
         raise
     return attempt.answered(response)
+
+
+def _stale(request: ModelRequest) -> ProviderError:
+    error = ProviderError(
+        f"{request.model}: its rate let the request through too long ago; it asks again",
+        retryable=True,
+        sent=False,
+    )
+    error.data[UNSENT] = STALE
+    return error
 
 
 def with_terms(request: ModelRequest, granted: Mapping[str, Any]) -> ModelRequest:

@@ -56,6 +56,8 @@ class ActivityContext:
         latency: How long the answer may take, such as ``24h``; "" = it is wanted now.
         is_abandoned: Tells, when the attempt is cancelled, whether nobody wants its outcome any
             more; otherwise the process ends, and the next one goes on.
+        is_stale: Tells, before anything is sent, whether its rate let the attempt through too long
+            ago.
         granted: Terms under which the attempt may run, such as ``max_output_tokens``.
         on_heartbeat: What `heartbeat` calls. on_record: what `record` calls.
         on_item: Takes pieces of the answer; None = nobody watches.
@@ -80,6 +82,7 @@ class ActivityContext:
     answer: object = None
     latency: str = ""
     is_abandoned: Callable[[], bool] = lambda: False
+    is_stale: Callable[[], bool] = lambda: False
 
     def heartbeat(self) -> None:
         """Say that the attempt is alive; needed where a heartbeat timeout is set."""

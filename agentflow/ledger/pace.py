@@ -3,7 +3,9 @@
 A plain token bucket that is full lets twice its rate through in the first minute. So what was let
 through is kept by the second, and a request goes where it and all of the last 61 seconds that
 began (the 60 that a window can cover, whole, and the one that it may cut) stay within the limit:
-then every window of 60 seconds does, wherever it begins.
+then every window of 60 seconds does, wherever it begins. That is so where it is counted; a vendor
+counts what arrives. So two more seconds are kept, and what was let through may be sent within two
+seconds, or has to ask again: then no window of the vendor's has more either.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from dataclasses import field
 from agentflow.dataclass import dataclass
 
 WINDOW_SECONDS = 60
+PERMIT_SECONDS = 2  # within which what was let through is sent
+KEPT_SECONDS = WINDOW_SECONDS + PERMIT_SECONDS
 LEAST_SHARE = 50  # of 1,000: a vendor that turns everything down is still asked now and then
 EASE_MS, EASE_SHARE = 60_000, 100  # each minute without a refusal a tenth comes back
 ONE_REFUSAL_MS = 5_000  # requests that were in flight together are refused together
@@ -82,10 +86,10 @@ class Pace:
         at = 0
         for slot in slots:
             requests, held = requests - slot[1], held - slot[2]
-            at = slot[0] + WINDOW_SECONDS + 1
+            at = slot[0] + KEPT_SECONDS + 1
             if fits():
                 return at
-        return max(at, (slots[-1][0] if slots else 0) + WINDOW_SECONDS)  # a limit of nothing
+        return max(at, (slots[-1][0] if slots else 0) + KEPT_SECONDS)  # a limit of nothing
 
     def take(self, now_ms: int, tokens: int) -> int:
         """Let a request through and return the second that it is counted in."""
@@ -126,7 +130,7 @@ class Pace:
             self.eased_at_ms += steps * EASE_MS
 
     def _forget(self, second: int) -> None:
-        self.slots = [slot for slot in self.slots if slot[0] >= second - WINDOW_SECONDS]
+        self.slots = [slot for slot in self.slots if slot[0] >= second - KEPT_SECONDS]
         self.promised = [slot for slot in self.promised if slot[0] > second]
 
     def text(self) -> str:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from agentflow import ids
-from agentflow.activities.llm_call import llm_call
+from agentflow.activities.llm_call import STALE, UNSENT, llm_call
 from agentflow.activities.tool_call import tool_record
 from agentflow.clock import Clock
 from agentflow.codec import Bodies, Codec, Parts, Payload
@@ -119,6 +119,7 @@ class Attempt:
     Attributes:
         call: The call that it is for.
         number: From 1.
+        is_stale: Tells whether a rate has let it through too long ago to be sent now.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Attempt:
     ) -> None:
         self.call: Call = command.call
         self.number = command.attempt
+        self.is_stale: Callable[[], bool] = _never
         self._house = house
         self._scope = scope
         self._deliver = deliver
@@ -230,6 +232,7 @@ class Attempt:
             answer=self._said(),
             latency=self._latency(),
             is_abandoned=lambda: self._is_late or call.cancel_recorded,
+            is_stale=self.is_stale,
         )
 
     def arguments(self, activity: ActivityDefinition[..., Any]) -> dict[str, Any]:
@@ -384,7 +387,11 @@ class Attempt:
         Only where the rate is ours too: it waits for everybody then. Elsewhere tries are all that
         keeps a call from knocking for ever, and a fallback model from being asked.
         """
-        is_refusal = isinstance(error, ProviderError) and error.status == _TOO_MANY
+        if not isinstance(error, ProviderError):
+            return False
+        if error.data.get(UNSENT) == STALE:  # it asks again, of nobody but ourselves
+            return True
+        is_refusal = error.status == _TOO_MANY
         return is_refusal and self.call.turned_down < _PATIENCE and self._house.is_rated(self.call)
 
     def _retry_at_ms(
@@ -466,6 +473,10 @@ class Attempt:
         sync_point("progress.before_delivery")
         self._deliver(Arrival(event=event, parts=Parts(on_commit=[mark])))
         return committed
+
+
+def _never() -> bool:
+    return False
 
 
 def _is_plain(activity: ActivityDefinition[..., Any]) -> bool:

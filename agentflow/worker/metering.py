@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from agentflow.activities.bound import estimated_tokens
@@ -11,11 +11,13 @@ from agentflow.engine.calls import Call
 from agentflow.engine.commands import Arrival, Batch
 from agentflow.history import events as ev
 from agentflow.history.failure import Failure
+from agentflow.ledger.pace import PERMIT_SECONDS
 from agentflow.llm.request import ModelRequest
 from agentflow.protocols import Append, Appended, Demand, LedgerWrite, Metered, RunRow, Taken
 
 _TOO_MANY = 429  # the status with which vendors say so
 _PAUSE_MS = 1_000  # where no retry says how long
+_PERMIT_MS = PERMIT_SECONDS * 1_000
 _OUTCOMES = (ev.ActivityCompleted, ev.ActivityFailed, ev.ActivityCancelled, ev.ActivityInDoubt)
 _FREE = {"not_billed", "cached"}
 
@@ -45,6 +47,7 @@ class Metering:
         self._house = house
         self._row = row
         self._open: dict[str, tuple[Demand, Taken]] = {}
+        self._asked_ms: dict[str, int] = {}  # on a clock that nobody sets, before the store's time
         self._refused: dict[str, int] = {}
 
     @property
@@ -57,6 +60,7 @@ class Metering:
         request = limited(self._house.rates, call)
         if request is None or call.provider_ref:
             return None
+        self._asked_ms[call.key] = self._steady_ms()
         return Demand(
             model=request.model, key=self._row.concurrency_key, tokens=estimated_tokens(request)
         )
@@ -67,6 +71,15 @@ class Metering:
             key = start.event.key or ""
             if start.demand is not None and key in answer.taken:
                 self._open[key] = (start.demand, answer.taken[key])
+
+    def _steady_ms(self) -> int:
+        clock = self._house.clock
+        steady_ms: Callable[[], int] = getattr(clock, "steady_ms", clock.now_ms)
+        return steady_ms()
+
+    def is_stale(self, key: str) -> bool:
+        """Return whether a rate has let a call through so long ago that it must ask again."""
+        return key in self._open and self._steady_ms() - self._asked_ms[key] > _PERMIT_MS
 
     def hear(self, arrivals: Sequence[Arrival]) -> None:
         """Take note where a vendor has turned a call down."""

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from agentflow import ids
@@ -829,6 +830,8 @@ class Runner:
         sync_point("attempt.before_start")
         flight = _Flight(self, self._machine, command.call.key, inbox_row)
         attempt = Attempt(self._house.attempts, command, self._scope(), flight.heard)
+        if self._metering.is_open:
+            attempt.is_stale = partial(self._metering.is_stale, command.call.key)
         task = self._attempts[flight.key] = self._loop.create_task(attempt.run())
         task.add_done_callback(flight)
 

@@ -589,9 +589,9 @@ class Worker:
     async def _look_at_rates(self) -> None:
         """Learn which models are limited: at once here, and soon where another process said so."""
         store, now = self._store, self._loop.time()
-        if store.rate_changes != self._rates_seen:
-            self._rates_seen = store.rate_changes
-            await self._read_rates()
+        if (changes := store.rate_changes) != self._rates_seen:
+            await self._learn_rates()  # or fail: what is limited must not be guessed
+            self._rates_seen = changes
         elif now < self._rates_late_at:
             if self._rates is None or self._rates.done():
                 self._rates = self._loop.create_task(self._read_rates(self._rates_late_at - now))
@@ -603,12 +603,15 @@ class Worker:
     async def _read_rates(self, rest_seconds: float = 0.0) -> None:
         await asyncio.sleep(rest_seconds)
         try:
-            changes = self._store.rate_changes
-            found = await self._store.rates()
-            if changes == self._store.rate_changes:  # else a newer look has the word
-                self._house.rates = frozenset(one.model for one in found)
+            await self._learn_rates()
         except StoreError as e:  # the next look is soon
             _LOG.warning("rates were not read", extra={"error": str(e)})
+
+    async def _learn_rates(self) -> None:
+        changes = self._store.rate_changes
+        found = await self._store.rates()
+        if changes == self._store.rate_changes:  # else a newer look has the word
+            self._house.rates = frozenset(one.model for one in found)
 
     async def _fire_schedules(self) -> int | None:
         """Fire the schedules that are due; return when the next one will be."""

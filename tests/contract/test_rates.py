@@ -12,12 +12,14 @@ import agentflow
 from agentflow import Agent, workflow
 from agentflow.errors import ProviderError, RunFailedError, UsageError
 from agentflow.history.events import ActivityFailed
+from agentflow.ledger.pace import PERMIT_SECONDS
 from agentflow.llm.messages import assistant
 from agentflow.llm.request import ModelRequest
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.usage import Usage
 from agentflow.protocols import ProviderCall
 from agentflow.testing import ManualClock
+from agentflow.worker.metering import Metering
 
 MINUTE_MS = 60_000
 
@@ -122,6 +124,36 @@ async def test_a_refusal_costs_no_try(url: str) -> None:
     assert len(vendor.asked) == 10
     assert [e.turned_down for e in failed] == [True] * 9
     assert vendor.asked[-1] - vendor.asked[0] >= 9 * 20_000
+
+
+async def test_what_was_let_through_too_long_ago_asks_again(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was stopped before it sent would send into a later minute, which is full."""
+    clock = ManualClock(auto_advance=False)
+    vendor, ask = Vendor(clock), asker()
+    let_through, waits = Metering.let_through, [PERMIT_SECONDS + 0.5, PERMIT_SECONDS, 0.0]
+
+    def stopped(metering: Metering, *args: Any) -> None:
+        let_through(metering, *args)
+        clock.advance(waits.pop(0))
+
+    monkeypatch.setattr(Metering, "let_through", stopped)
+    async with agentflow.open(url, clock=clock, durability="process", providers=[vendor]) as flow:
+        await flow.set_rate("vendor:m", requests_per_minute=100)
+        late = await flow.start(ask, "a")
+        async with asyncio.timeout(10):
+            while not any(isinstance(e, ActivityFailed) for e in await late.history()):
+                await asyncio.sleep(0.01)
+        assert vendor.asked == []
+        clock.advance(1)
+        assert await late.result() == "yes"
+        history = await late.history()
+        (rate,) = await flow.rates()
+
+    assert len(vendor.asked) == 1
+    assert [e.turned_down for e in history if isinstance(e, ActivityFailed)] == [True]
+    assert (rate.requests, rate.tokens) == (2, 100)  # nobody gave the second back, but the tokens
 
 
 async def test_a_vendors_refusal_pauses_everybody(url: str) -> None:
