@@ -15,6 +15,7 @@ from pathlib import Path
 
 from agentflow.testing.postgres import private_server
 from tests.chaos import report
+from tests.chaos.disk import small_disk
 from tests.chaos.driver import DEFAULT_SEED, Plan, chaos
 from tests.crash.counter import running_counter
 
@@ -26,20 +27,25 @@ PAGE = Path(__file__).parents[2] / "docs" / "chaos.md"
 def main(arguments: Sequence[str]) -> int:
     """Run one trial; return the exit code."""
     wanted = dict(a.split("=", 1) for a in arguments)
+    seconds = float(wanted.get("SECONDS", "300"))
+    is_full = seconds >= FULL_SECONDS
     plan = Plan(
         workers=int(wanted.get("WORKERS", "6")),
-        seconds=float(wanted.get("SECONDS", "300")),
+        seconds=seconds,
+        least_runs=report.RUNS if is_full else 0,
         seed=int(wanted.get("SEED", str(DEFAULT_SEED))),
         open_runs=int(wanted.get("OPEN", "36")),
         long_runs=int(wanted.get("LONG", "100")),
     )
     folder = Path(tempfile.mkdtemp(prefix="af-chaos-"))
-    with running_counter(folder) as socket, private_server() as server:
-        url, outcome = asyncio.run(chaos(plan, server, socket, folder))
+    with running_counter(folder) as socket, small_disk() as disk, private_server() as server:
+        url, outcome = asyncio.run(chaos(plan, server, socket, folder, disk))
         print(report.table(outcome), flush=True)
         wrong = report.wrong(url, outcome)
     late = report.slow(outcome)
-    if not wrong and not late and plan.seconds >= FULL_SECONDS:
+    if is_full:
+        late += report.few(outcome)
+    if is_full and not wrong and not late:
         PAGE.write_text(report.page(outcome))
     for line in [*wrong[:SHOWN], *late]:
         print(f"  {line}")

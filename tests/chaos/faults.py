@@ -16,6 +16,8 @@ OnMember = Callable[[Stage, Watch, Member], Awaitable[None]]
 OnServer = Callable[[Stage], Awaitable[None]]
 RESTART_SECONDS = 1.0  # of a supervisor
 FROZEN_SECONDS = TTL + 2.0
+FULL_SECONDS = 3.0  # from the first append that did not fit
+FULL = "disk full on a small tablespace"
 
 
 async def kill(stage: Stage, watch: Watch, member: Member) -> None:
@@ -98,6 +100,20 @@ async def exhaust(stage: Stage) -> None:
     await stage.look.patiently(f"ALTER ROLE {ROLE} CONNECTION LIMIT -1")
 
 
+async def fill(stage: Stage) -> None:
+    """There is no room for another event, and then there is."""
+    assert stage.disk is not None
+    refused = stage.refused_for_space
+    stage.disk.fill()
+    try:
+        async with asyncio.timeout(FROZEN_SECONDS * 2):
+            while stage.refused_for_space == refused:
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(FULL_SECONDS)
+    finally:
+        stage.disk.free()
+
+
 def family(parent: int) -> list[int]:
     """Return a process and its children: backends have process groups of their own."""
     found = [parent]
@@ -132,6 +148,7 @@ ON_SERVER: dict[str, OnServer] = {
     "immediate restart of the server": restart,
     "frozen server": freeze,
     "no connections left": exhaust,
+    FULL: fill,
 }
 
 
@@ -139,21 +156,27 @@ class Faults:
     """Does harm in rounds, by a plan or by chance, and counts it.
 
     Attributes:
-        done: Number of faults by name.
+        done: Number of faults by name; those that cannot be done here are left out.
         ended_at: When the last one was over, on the monotonic clock.
     """
 
     def __init__(self, stage: Stage, watch: Watch) -> None:
-        self.done: dict[str, int] = dict.fromkeys([*ON_MEMBER, *ON_SERVER], 0)
+        self._on_server = [name for name in ON_SERVER if stage.disk is not None or name != FULL]
+        self.done: dict[str, int] = dict.fromkeys([*ON_MEMBER, *self._on_server], 0)
         self.ended_at = 0.0
         self._stage = stage
         self._watch = watch
 
-    async def for_seconds(self, seconds: float) -> None:
-        """Do harm by chance: the workers' troubles, at times the server's, at times both."""
-        until = time.monotonic() + seconds
+    async def for_seconds(self, seconds: float, is_enough: Callable[[], bool]) -> None:
+        """Do harm by chance: the workers' troubles, at times the server's, at times both.
+
+        It goes on until there was enough work, for up to twice the time.
+        """
+        began = time.monotonic()
         queue: list[tuple[str, ...]] = []
-        while time.monotonic() < until:
+        while (spent := time.monotonic() - began) < 2 * seconds:
+            if spent >= seconds and is_enough():
+                break
             if not queue:
                 queue = self._drawn()
             await self.round(queue.pop())
@@ -161,10 +184,10 @@ class Faults:
     def _drawn(self) -> list[tuple[str, ...]]:
         """Return rounds in which every fault comes once or more, in a new order."""
         draws = self._stage.draws
-        alone = [(name,) for name in ON_SERVER]
+        alone = [(name,) for name in self._on_server]
         pairs = [("SIGKILL", "SIGKILL"), ("SIGKILL", draws.choice(list(ON_MEMBER)))]
         pairs += [(name, draws.choice(list(ON_MEMBER))) for name in ON_MEMBER]
-        both = [(draws.choice(list(ON_SERVER)), draws.choice(list(ON_MEMBER)))]
+        both = [(draws.choice(self._on_server), draws.choice(list(ON_MEMBER)))]
         rounds: list[tuple[str, ...]] = [*alone, *pairs, *both]
         draws.shuffle(rounds)
         return rounds
@@ -174,6 +197,8 @@ class Faults:
         members = self._stage.draws.sample(self._stage.members, len(self._stage.members))
         async with asyncio.TaskGroup() as group:
             for name in names:
+                if name not in self.done:
+                    continue
                 self.done[name] += 1
                 if name in ON_SERVER:
                     group.create_task(self._disturbed(ON_SERVER[name]))

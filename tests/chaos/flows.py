@@ -13,6 +13,7 @@ from decimal import Decimal
 
 from agentflow import (
     ActivityContext,
+    Agent,
     Workflow,
     activity,
     start_child,
@@ -21,12 +22,16 @@ from agentflow import (
     workflow,
 )
 from agentflow.errors import BudgetError
+from agentflow.llm.request import ModelRequest
+from agentflow.providers.scripted import script
 from tests.crash.counter import Outside
 
 TRIAL = "chaos"
 PURSE = "purse"  # a tag whose budget will not do for all
 PRICE = Decimal("0.01")
 ACT_SECONDS = 0.25
+MODEL = "scripted:paced"  # whose requests are limited
+PEOPLE = 3  # keys, each with a rate of its own; the last one wants as much as the others
 COUNTED = ("act", "pay")
 _HERE = ActivityContext()
 _LINE: list[Outside] = []
@@ -114,6 +119,30 @@ async def spend(n: int) -> int:
         return -1
 
 
+@script("paced")
+async def paced(request: ModelRequest) -> str:
+    """Answer as a model that counts its requests, and whose they are."""
+    outside().ask("ask", key=request.messages[-1].text)
+    await asyncio.sleep(ACT_SECONDS)
+    return "yes"
+
+
+assistant = Agent("chaos", model=MODEL, instructions="Answer.")
+
+
+def person(n: int) -> str:
+    """Return whose a run is."""
+    return f"person-{min(n % (PEOPLE + 1), PEOPLE - 1)}"
+
+
+@workflow(key=person)
+async def consult(n: int) -> int:
+    """Ask a model twice, as often as its rates allow."""
+    for _ in range(2):
+        await assistant.run(person(n))
+    return n
+
+
 @workflow
 async def marathon(rounds: int) -> int:
     """Act and wait, again and again."""
@@ -144,6 +173,7 @@ SHAPES = {
     "mail": Shape(mail, lambda n: {n**2 + (n + 7) ** 2}),
     "family": Shape(family, lambda n: {2 * n**2 + (n + 1) ** 2 + (n + 2) ** 2}),
     "spend": Shape(spend, lambda n: {-1, n**2 + (n + 1) ** 2}),
+    "consult": Shape(consult, lambda n: {n}),
     "marathon": Shape(marathon, lambda n: {sum(i**2 + (i + 1) ** 2 for i in range(n))}),
 }
 SHORT = ("sequence", "fan", "nap", "sequence", "mail", "sequence", "family", "spend")

@@ -27,20 +27,26 @@ class Load:
         stage: Where.
         client: Starts runs.
         open_runs: Number of short runs that are open at once.
+        asking: Number of runs beside them that ask a model whose requests are limited.
 
     Attributes:
         started: Acknowledged starts: what each run's id was started with.
         letters: Runs that were sent a letter, acknowledged.
-        ended: (when, number of runs that had ended), on the monotonic clock.
+        cancelled: Runs that waited for their model when all was over, and were told to end.
+        ended: (when, number of runs that had ended), on the monotonic clock; runs that ask a model
+            keep its pace, not theirs, and do not count.
     """
 
-    def __init__(self, stage: Stage, client: Client, open_runs: int) -> None:
+    def __init__(self, stage: Stage, client: Client, open_runs: int, *, asking: int = 0) -> None:
         self.started: dict[str, tuple[str, int]] = {}
         self.ended: list[tuple[float, int]] = []
         self.letters: list[str] = []
+        self.cancelled: set[str] = set()
         self._stage = stage
         self._client = client
         self._open_runs = open_runs
+        self._asking = asking
+        self._next_asking = 0
         self._next = 0
         self._stopping = False
 
@@ -61,26 +67,41 @@ class Load:
         """
         until = None
         while True:
-            open_, ended = await self._count()
+            open_, asking, ended = await self._count()
             self.ended.append((time.monotonic(), ended))
             if self._stopping:
-                until = until or time.monotonic() + LONGEST_SECONDS
+                if until is None:
+                    until = time.monotonic() + LONGEST_SECONDS
+                    await self._cancel_asking()
                 if not open_:
                     return
                 if time.monotonic() > until:
                     raise TimeoutError(await self._left(open_))
             else:
-                await self._fill(self._open_runs - open_)
+                await self._fill(self._open_runs - open_, self._asking - asking)
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _count(self) -> tuple[int, int]:
+    async def _count(self) -> tuple[int, int, int]:
         found = await self._stage.look.patiently(
-            "SELECT count(*) FILTER (WHERE ended_at_ms IS NULL AND workflow <> 'marathon' "
-            "AND parent_pk IS NULL), count(*) FILTER (WHERE ended_at_ms IS NULL), "
-            "count(ended_at_ms) FILTER (WHERE parent_pk IS NULL) FROM runs"
+            "SELECT count(*) FILTER (WHERE ended_at_ms IS NULL AND parent_pk IS NULL "
+            "AND workflow NOT IN ('marathon', 'consult')), "
+            "count(*) FILTER (WHERE ended_at_ms IS NULL AND workflow = 'consult'), "
+            "count(*) FILTER (WHERE ended_at_ms IS NULL), count(ended_at_ms) "
+            "FILTER (WHERE parent_pk IS NULL AND workflow <> 'consult') FROM runs"
         )
-        short, all_, ended = found[0]
-        return (all_ if self._stopping else short), ended
+        short, asking, all_, ended = found[0]
+        return (all_ if self._stopping else short), asking, ended
+
+    async def _cancel_asking(self) -> None:
+        """End what waits for a model: that may take a minute for each."""
+        rows = await self._stage.look.patiently(
+            "SELECT id FROM runs WHERE ended_at_ms IS NULL AND workflow = 'consult'"
+        )
+        for (id_,) in rows:
+            self.cancelled.add(id_)
+            run = await insisting(lambda id_=id_: self._client.get(id_))  # type: ignore[misc]
+            with contextlib.suppress(RunEndedError):
+                await insisting(run.cancel)
 
     async def _left(self, count: int) -> str:
         """Return what is to be known of runs that do not end."""
@@ -93,8 +114,11 @@ class Load:
         )
         return "\n  ".join([f"{count} runs did not end:", *map(str, rows)])
 
-    async def _fill(self, wanted: int) -> None:
+    async def _fill(self, wanted: int, asking: int) -> None:
         async with asyncio.TaskGroup() as group:
+            for _ in range(asking):
+                n, self._next_asking = self._next_asking, self._next_asking + 1
+                group.create_task(self._one("consult", n))
             for _ in range(min(wanted, BATCH)):
                 n, self._next = self._next, self._next + 1
                 group.create_task(self._one(SHORT[n % len(SHORT)], n))

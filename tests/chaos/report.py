@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from importlib.metadata import version
+from platform import python_version
 from typing import Any
 
 from agentflow.codec import Codec
 from agentflow.history import events as ev
 from agentflow.testing.facts import read_postgres
 from agentflow.testing.invariants import Effect, problems
-from tests.chaos import zombie
+from tests.chaos import vendor, zombie
+from tests.chaos.faults import FULL
 from tests.chaos.flows import COUNTED, PRICE, SHAPES
-from tests.chaos.stage import TTL
+from tests.chaos.stage import CONCURRENCY, TTL
 from tests.chaos.takeover import Sample
 
 TAKEOVER_SECONDS = TTL + 2.0
 THROUGHPUT = 0.95
 BACK_SECONDS = 10.0
+ZOMBIES = 1_000
+RUNS = 10_000  # short ones, of a full run
+USED = 0.6  # of a limit: less, and it was hardly met
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +37,16 @@ class Outcome:
         started: What each acknowledged run was started with: shape and number, by id.
         told: What the counter was told.
         letters: Runs that were sent a signal, acknowledged.
+        cancelled: Runs that were told to end, if they had not.
+        rates: Requests a minute that a model was allowed, by key.
         samples: Takeovers.
         tried, accepted: Appends of the zombie.
         before, after: Runs that ended per second, before the faults and when all was over.
         back_seconds: How long after the last fault the rate was what it had been; None = never.
         faults: Number of faults by name.
         purse: Limit of the budget that will not do for all.
+        refused_for_space: How often a full disk refused a write; None = none could be made full.
+        server_version: Of PostgreSQL.
         cuts: Number of replies to COMMIT that were lost.
         exit_codes: Of the workers, told to stop at the end.
     """
@@ -46,6 +57,8 @@ class Outcome:
     started: Mapping[str, tuple[str, int]]
     told: Sequence[Mapping[str, Any]]
     letters: Sequence[str]
+    cancelled: Collection[str]
+    rates: Mapping[str, int]
     samples: Sequence[Sample]
     tried: int
     accepted: int
@@ -54,6 +67,8 @@ class Outcome:
     back_seconds: float | None
     faults: Mapping[str, int]
     purse: Decimal
+    refused_for_space: int | None
+    server_version: str
     cuts: int
     exit_codes: Sequence[int]
 
@@ -80,9 +95,8 @@ def wrong(url: str, outcome: Outcome) -> list[str]:
     ]  # fmt: skip
     found = problems(url, effects=effects, counted=COUNTED)
     found += _ends(url, outcome)
-    paid = sum(one["op"] == "begin" and one["name"] == "pay" for one in outcome.told)
-    if paid * PRICE > outcome.purse:
-        found.append(f"{paid} payments of {PRICE} were made under a limit of {outcome.purse}")
+    found += vendor.overspent(outcome.told, "pay", PRICE, outcome.purse)
+    found += vendor.too_fast(outcome.told, outcome.rates)
     if outcome.accepted:
         found.append(f"{outcome.accepted} appends under an old epoch were accepted")
     if any(outcome.exit_codes):
@@ -108,6 +122,8 @@ def _ends(url: str, outcome: Outcome) -> Iterator[str]:
             continue
         run = runs[id_]
         ends = [e for e in run.events if isinstance(e, ev.TERMINAL)]
+        if id_ in outcome.cancelled and len(ends) == 1 and isinstance(ends[0], ev.RunCancelled):
+            continue
         if len(ends) != 1 or not isinstance(ends[0], ev.RunCompleted):
             yield f"run {id_} is {run.row['status']} {run.row['error']}: {ends}"
             continue
@@ -131,6 +147,27 @@ def slow(outcome: Outcome) -> list[str]:
     return found
 
 
+def few(outcome: Outcome) -> list[str]:
+    """Return what a full run has not done often enough to prove anything."""
+    found = []
+    if outcome.tried <= ZOMBIES:
+        found.append(f"{outcome.tried} zombie appends were tried, not more than {ZOMBIES:,}")
+    if len(outcome.started) < RUNS:
+        found.append(f"{len(outcome.started):,} runs were started, not {RUNS:,}")
+    if not all(outcome.faults.values()):
+        found.append(f"not every fault came: {dict(outcome.faults)}")
+    if outcome.refused_for_space == 0:
+        found.append("a full disk refused nothing")
+    for key, most in vendor.busiest(outcome.told).items():
+        rate = outcome.rates[vendor.EACH if key else vendor.EVERYBODY]
+        if most < USED * rate:
+            found.append(f"{key or 'all'} used {most} of a rate of {rate}: nobody had to wait")
+    paid = vendor.billed(outcome.told, "pay", PRICE)
+    if paid < Decimal(str(USED)) * outcome.purse:
+        found.append(f"{paid} of a budget of {outcome.purse} was billed: nobody was refused")
+    return found
+
+
 def facts_of(outcome: Outcome) -> Iterable[tuple[str, str]]:
     """Yield the lines of the table."""
     told = Counter(one["op"] for one in outcome.told)
@@ -139,9 +176,16 @@ def facts_of(outcome: Outcome) -> Iterable[tuple[str, str]]:
     calm = outcome.takeovers
     yield "workers, lease", f"{outcome.workers}, {TTL:g} s"
     yield "time, seed", f"{outcome.seconds:.0f} s, {outcome.seed}"
+    server = f"PostgreSQL {outcome.server_version}"
+    yield "versions", f"agentflow {version('agentflow')}, {server}, Python {python_version()}"
+    yield "settings", f"fsync on, {os.cpu_count()} CPUs, {CONCURRENCY} attempts a worker"
     yield "runs", f"{sum(kinds.values()):,} short, {long_} long"
     for name, count in outcome.faults.items():
         yield f"faults: {name}", f"{count}"
+    if outcome.refused_for_space is None:
+        yield f"faults: {FULL}", "left out: no right to mount one"
+    else:
+        yield "writes that found the disk full", f"{outcome.refused_for_space:,}"
     yield "replies to COMMIT lost", f"{outcome.cuts}"
     yield "effects, refused for an old token", f"{told['begin']:,}, {told['late']}"
     yield (
@@ -156,12 +200,22 @@ def facts_of(outcome: Outcome) -> Iterable[tuple[str, str]]:
         "takeovers while the server was in trouble",
         f"{len(upset):,}: longest {share(upset, 1.0):.2f} s",
     )
+    yield "requests in the busiest minute, of", _busiest(outcome)
+    paid = vendor.billed(outcome.told, "pay", PRICE)
+    yield "billed under a budget, of", f"{paid} of {outcome.purse} USD"
     yield "appends under an old epoch: tried, accepted", f"{outcome.tried:,}, {outcome.accepted}"
     back = "never" if outcome.back_seconds is None else f"{outcome.back_seconds:.1f} s"
     yield (
         "runs per second: before, after the last fault",
         f"{outcome.before:.1f}, {outcome.after:.1f}; {THROUGHPUT:.0%} after {back}",
     )
+
+
+def _busiest(outcome: Outcome) -> str:
+    most = vendor.busiest(outcome.told)
+    everybody = most.pop(vendor.EVERYBODY)
+    all_, each = outcome.rates[vendor.EVERYBODY], outcome.rates[vendor.EACH]
+    return f"{everybody} of {all_}; each key at most {max(most.values(), default=0)} of {each}"
 
 
 def table(outcome: Outcome) -> str:
@@ -184,5 +238,14 @@ def page(outcome: Outcome) -> str:
         "be repeated within an attempt or follow an outcome. A takeover is timed from the harm to "
         "the first event under the new epoch.\n\n"
         f"{table(outcome)}\n\n"
-        "No disk was full: a small tablespace needs a file system of its own.\n"
+        f"{_on_rates(outcome)}"
+    )
+
+
+def _on_rates(outcome: Outcome) -> str:
+    return (
+        "Requests are counted by the process that receives them, with its own clock: each one "
+        "begins a window of 60 seconds, and the fullest window is shown. The budget's bill is what "
+        "that process was asked for, whether or not its answer arrived. Runs that still waited for "
+        f"their model at the end ({len(outcome.cancelled)}) were cancelled.\n"
     )

@@ -17,6 +17,7 @@ from typing import Any
 import psycopg
 
 from agentflow.testing.postgres import PrivateServer
+from tests.chaos.disk import SmallDisk
 from tests.chaos.proxy import Proxy, proxied
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +152,7 @@ class Stage:
         server: The private server; url: the database past all proxies, as the workers' role.
         look: Reads rows as a superuser.
         draws: The seeded randomness of the faults.
+        disk: Has the table of events, where there is one that can be full.
     """
 
     server: PrivateServer
@@ -158,23 +160,35 @@ class Stage:
     socket: str
     folder: Path
     draws: random.Random
+    disk: SmallDisk | None = None
     members: list[Member] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Make the look."""
         self.look = Look(self.server.of(self.url.rsplit("/", 1)[1]))
 
+    @property
+    def refused_for_space(self) -> int:
+        """How often the server could not write for want of space."""
+        return self.server.log().count("No space left on device")
+
 
 @asynccontextmanager
 async def staged(
-    server: PrivateServer, socket: str, folder: Path, *, workers: int, seed: int
+    server: PrivateServer,
+    socket: str,
+    folder: Path,
+    *,
+    workers: int,
+    seed: int,
+    disk: SmallDisk | None = None,
 ) -> AsyncIterator[Stage]:
     """Make a database and start workers on it."""
     server.run(f"CREATE ROLE {ROLE} LOGIN")
     made = server.new_database()
     name = made.rsplit("/", 1)[1]
     server.run(f"ALTER DATABASE {name} OWNER TO {ROLE}")
-    stage = Stage(server, server.of(name, ROLE), socket, folder, random.Random(seed))
+    stage = Stage(server, server.of(name, ROLE), socket, folder, random.Random(seed), disk)
     env = {
         **os.environ, "PYTHONPATH": str(ROOT), "CHAOS_SOCKET": socket,
         "AGENTFLOW_LEASE_SECONDS": str(TTL), "AGENTFLOW_BEAT_SECONDS": str(BEAT),
@@ -190,4 +204,7 @@ async def staged(
         async with asyncio.timeout(START_SECONDS * 2):
             for member in stage.members:
                 await member.start()
+        if disk is not None:
+            server.run(f"CREATE TABLESPACE small LOCATION '{disk.place}'")
+            server.run("ALTER TABLE events SET TABLESPACE small", name)
         yield stage

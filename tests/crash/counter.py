@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,6 +45,10 @@ class Counter:
                 seen = {k: v for k, v in asked.items() if k != "trial"}
                 trial.append({**seen, "op": "late" if is_late else "begin"})
                 return not is_late
+            case "ask":  # as a vendor that counts by its own clock
+                trial.append(
+                    {**{k: v for k, v in asked.items() if k != "trial"}, "at": time.monotonic()}
+                )
             case "noted":
                 return sum(e["op"] == "note" and e["name"] == asked["name"] for e in trial)
             case "acked":

@@ -1,0 +1,90 @@
+"""What the vendor's side finds: a rate or a budget that is ignored, and nothing where both hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+import agentflow
+from agentflow.client import Client
+from agentflow.ledger.pace import Pace
+from agentflow.storage.till import Till
+from tests.chaos import flows, vendor
+from tests.crash.counter import Outside, running_counter
+
+RUNS = 8
+RATES = {vendor.EVERYBODY: 5, vendor.EACH: 3}
+LIMIT = Decimal("0.05")
+
+
+@pytest.fixture
+def counter(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Outside]:
+    """A line to a process that counts; activities have one too."""
+    with running_counter(tmp_path_factory.mktemp("v")) as socket:
+        lines = Outside(socket, flows.TRIAL), Outside(socket, flows.TRIAL)
+        monkeypatch.setattr(flows, "_LINE", [lines[0]])
+        yield lines[1]
+        for line in lines:
+            line.close()
+
+
+async def _settled(client: Client) -> None:
+    """Wait until no run has anything to do."""
+    async with asyncio.timeout(30):
+        while any(r.status not in {"completed", "waiting"} for r in await client.list()):
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("planted", [False, True])
+async def test_a_rate_that_is_ignored_is_found(
+    *, planted: bool, tmp_path: Path, counter: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen requests at five a minute, three for each key."""
+    if planted:
+        monkeypatch.setattr(Pace, "ask", lambda *_: None)
+    async with agentflow.open(f"sqlite:///{tmp_path}/r.db", durability="process") as flow:
+        for key, most in RATES.items():
+            await flow.set_rate(flows.MODEL, key=key, requests_per_minute=most)
+        for n in range(RUNS):
+            await flow.start(flows.consult, n)
+        await _settled(flow)
+    told = counter.ask("list")
+
+    busiest = vendor.busiest(told)
+    assert busiest[vendor.EVERYBODY] == (2 * RUNS if planted else 5)
+    found = list(vendor.too_fast(told, RATES))
+    assert len(found) == (1 + flows.PEOPLE if planted else 0)
+
+
+@pytest.mark.parametrize("planted", [False, True])
+async def test_a_budget_that_is_ignored_is_found(
+    *, planted: bool, tmp_path: Path, counter: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen payments of a cent out of five cents."""
+    if planted:
+        monkeypatch.setattr(Till, "ask", lambda *_: None)
+    async with agentflow.open(f"sqlite:///{tmp_path}/b.db", durability="process") as flow:
+        await flow.set_budget("tag", flows.PURSE, str(LIMIT), on_exhausted="raise")
+        runs = [await flow.start(flows.spend, n, tags=[flows.PURSE]) for n in range(RUNS)]
+        for run in runs:
+            await run.result()
+    told = counter.ask("list")
+
+    assert vendor.billed(told, "pay", flows.PRICE) == (2 * RUNS * flows.PRICE if planted else LIMIT)
+    assert bool(list(vendor.overspent(told, "pay", flows.PRICE, LIMIT))) == planted
+
+
+def test_a_window_begins_with_any_request() -> None:
+    """Three in a minute that no minute of the clock holds; what comes after 60 s is in another."""
+    told = [{"op": "ask", "key": "a", "at": at} for at in (0.0, 59.0, 61.0, 118.9, 119.1)]
+
+    assert vendor.busiest(told) == {"": 3, "a": 3}
+    assert list(vendor.too_fast(told, {"": 3, "*": 2})) == [
+        "3 requests of a came within 60 s, at a rate of 2"
+    ]
