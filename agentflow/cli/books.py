@@ -22,7 +22,7 @@ from agentflow.cli.output import note, write_items
 from agentflow.client import Client
 from agentflow.errors import AgentflowError, UsageError
 from agentflow.history import events as ev
-from agentflow.ledger.audit import Audit, Difference
+from agentflow.ledger.audit import Audit, Difference, Recorded
 from agentflow.ledger.export import (
     COLUMNS,
     FOCUS_COLUMNS,
@@ -53,34 +53,37 @@ async def audited(where: Where, run_id: str | None, query: CostQuery, *, as_json
             last = row
         if last is not None:
             audit.check_answers(last.run_id, await _answers(client, last.run_pk, audit))
+        elif wanted.run_id is not None:  # nothing is in the books: is nothing in the history?
+            run = await client.store.get_run(client.project, wanted.run_id)
+            audit.check_answers(run.id, await _answers(client, run.pk, audit))
         for group in await client.cost(replace(wanted, by="run", limit=_RUNS)):
             audit.check_run(group)
     _write_audit(audit, as_json=as_json)
     return ExitCode.FAILED if audit.differences else ExitCode.DONE
 
 
-async def _answers(
-    client: Client, run_pk: int, audit: Audit
-) -> dict[tuple[str, int], ModelResponse]:
-    """Return the answers of models that a run's history has, by (key, attempt)."""
+async def _answers(client: Client, run_pk: int, audit: Audit) -> list[Recorded]:
+    """Return the answers of models that a run's history has, each with its (key, attempt)."""
     history = (await client.store.history(run_pk, whole=True)).events
     keys = {
         event.key
         for event in history
         if isinstance(event, ev.ActivityScheduled) and event.name == llm_call.name
     }
-    found: dict[tuple[str, int], ModelResponse] = {}
+    found: list[Recorded] = []
     for event in history:
         if not isinstance(event, ev.ActivityCompleted) or event.key not in keys:
             continue
         if event.memo_seq is not None or event.payload is None:
             continue  # an earlier answer once more: that one is in the history, too
         try:
-            found[event.key or "", event.attempt] = client.codec.decode(
+            answer = client.codec.decode(
                 event.payload, ModelResponse, client.store, what="response"
             )
         except AgentflowError as e:
             audit.skipped[f"the history's answer cannot be read: {e.code}"] += 1
+        else:
+            found.append(((event.key or "", event.attempt), answer))
     return found
 
 

@@ -9,7 +9,7 @@ reason, and is never called right.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import field, fields, replace
 from datetime import datetime
 from typing import Any
@@ -23,6 +23,9 @@ from agentflow.llm.usage import Usage
 
 ReadUsage = Callable[[str, Mapping[str, Any]], Usage | None]
 """(model, raw usage) → usage, as its provider's adapter reads it; LookupError: nobody can."""
+
+Recorded = tuple[tuple[str, int], ModelResponse]
+"""((key, attempt), answer) as a run's history has it."""
 
 _INPUT = {"input", "input_audio", "cache_read"}  # and every cache_write
 _OUTPUT = {"output", "output_audio", "output_reasoning"}
@@ -86,7 +89,7 @@ class Audit:
     skipped: Counter[str] = field(default_factory=Counter)
     _sums: dict[str, int] = field(default_factory=dict)
     _last: dict[str, int] = field(default_factory=dict)
-    _seen: dict[tuple[str, int], LedgerRow] = field(default_factory=dict)
+    _seen: dict[tuple[str, int], list[LedgerRow]] = field(default_factory=dict)
 
     def check(self, row: LedgerRow) -> None:
         """Check one entry; those of a run come in the order of their numbers."""
@@ -102,7 +105,7 @@ class Audit:
             self._check_line(row, line)
         self._check_counted(row)
         if row.record.kind == "model":
-            self._seen[row.key, row.attempt] = row
+            self._seen.setdefault((row.key, row.attempt), []).append(row)
             if row.record.priced.status == "cached":
                 self._check_reused(row)
                 return
@@ -110,16 +113,19 @@ class Audit:
             self._check_quantities(row)
             self._check_price(row)
 
-    def check_answers(self, run_id: str, answers: Mapping[tuple[str, int], ModelResponse]) -> None:
+    def check_answers(self, run_id: str, answers: Iterable[Recorded]) -> None:
         """Check the entries of a run, which were seen last, against the answers in its history.
+
+        Segments of `continue_as_new` count their calls anew: then several entries have one key
+        and one attempt, and each answer takes the first of them that is its own.
 
         Args:
             run_id: The run.
-            answers: Recorded answers by (key, attempt).
+            answers: Recorded answers in their order, each with its (key, attempt).
         """
-        for (key, attempt), answer in answers.items():
-            row = self._seen.get((key, attempt))
-            if row is None:
+        for (key, attempt), answer in answers:
+            rows = self._seen.get((key, attempt))
+            if not rows:
                 self.differences.append(
                     Difference(
                         run_id=run_id,
@@ -132,9 +138,11 @@ class Audit:
                 )
                 continue
             self.answers += 1
-            for what, stored, recorded in _recorded(row.record, answer):
-                if stored != recorded:
-                    self._found(row, f"{what}, against the history,", stored, recorded)
+            own = next((r for r in rows if not _unlike(r.record, answer)), None)
+            row = own or next((r for r in rows if r.record.status == "ok"), rows[0])
+            rows.remove(row)
+            for what, stored, recorded in _unlike(row.record, answer):
+                self._found(row, f"{what}, against the history,", stored, recorded)
         self._seen.clear()
 
     def check_run(self, group: CostGroup) -> None:
@@ -264,6 +272,11 @@ class Audit:
         for what, stored, again in _compared(record.priced, today):
             if stored != again:
                 self._found(row, what, stored, again)
+
+
+def _unlike(record: AttemptRecord, answer: ModelResponse) -> list[tuple[str, object, object]]:
+    """Return (what, in the ledger, in the history) of what differs."""
+    return [one for one in _recorded(record, answer) if one[1] != one[2]]
 
 
 def _recorded(record: AttemptRecord, answer: ModelResponse) -> Iterator[tuple[str, object, object]]:

@@ -152,6 +152,7 @@ def test_the_audit_derives_every_figure_again() -> None:
         ("UPDATE attempt_details SET tier = 'flex' WHERE n = 1", "at today's price"),
         ("DELETE FROM attempts WHERE n = 2", "number of the entry"),
         ("DELETE FROM attempts WHERE n = 3", "entry of a recorded answer"),
+        ("DELETE FROM attempts", "entry of a recorded answer"),
         (
             "UPDATE attempts SET amount_pico_usd = 0, cost_status = 'not_billed' WHERE n = 1",
             "the cost, against the history,",

@@ -13,9 +13,11 @@ import pytest
 from agentflow import app
 from agentflow.clock import to_ms
 from agentflow.ledger.audit import Audit
-from agentflow.ledger.entries import AttemptRecord, adjustment
+from agentflow.ledger.entries import AttemptRecord, Priced, adjustment
 from agentflow.ledger.prices import GenaiPriceBook
 from agentflow.ledger.reports import CostGroup, Counted, LedgerRow
+from agentflow.llm.messages import assistant
+from agentflow.llm.response import ModelResponse
 from agentflow.llm.usage import Usage
 
 NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -243,3 +245,36 @@ def test_unknown_usage_stays_unknown() -> None:
 
     assert audit.differences == []
     assert audit.skipped == {"an attempt without an answer: its usage counts as unknown": 1}
+
+
+def test_segments_whose_calls_have_one_key_keep_their_own_entries() -> None:
+    """A doubt of a later segment is not what an earlier one's answer is compared with."""
+    paid = attempt()
+    doubt = replace(
+        paid, status="in_doubt", model_served=None, usage=None, raw_usage={},
+        priced=Priced(status="unknown_usage"),
+    )  # fmt: skip
+    again = attempt(usage=Usage(input_tokens=7), raw_usage={})
+    answers = [answer_of(paid), answer_of(again)]
+
+    audit = audited(row(paid), row(doubt, n=2), row(again, n=3))
+    audit.differences.clear()
+    audit.check_answers("r", [(("0/llm_call#1", 1), one) for one in answers])
+    assert (audit.differences, audit.answers) == ([], 2)
+
+    audit = audited(row(doubt), row(paid, n=2))
+    audit.differences.clear()
+    audit.check_answers("r", [(("0/llm_call#1", 1), answers[1])])
+    assert {one.n for one in audit.differences} == {2}
+
+
+def answer_of(record: AttemptRecord) -> ModelResponse:
+    """Return the answer as the history has it."""
+    return ModelResponse(
+        message=assistant("yes"),
+        finish="stop",
+        model=record.model_served or "",
+        usage=record.usage,
+        raw={"usage": record.raw_usage},
+        cost_pico_usd=record.priced.amount_pico_usd,
+    )
