@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from agentflow.activities.llm_call import Models
 from agentflow.client import Client, Run, Seams, Watch
 from agentflow.client.operation import checked_key
+from agentflow.client.shared_clock import SharedClock
 from agentflow.clock import Clock, SystemClock
 from agentflow.codec import Cipher, Codec
 from agentflow.engine.definitions import REGISTRY, Registry, Workflow
@@ -152,6 +153,8 @@ async def open(  # noqa: PLR0913 -- the public keywords of the library's first c
             random_of=_random_of, on_status=watch.on_status, on_item=watch.on_item,
             is_watched=watch.is_watched, registry=registry, options=options,
         )  # fmt: skip
+        if store.is_shared:  # its clock is everybody's
+            seams.clock = models.clock = made.membership
         watch.worker_error = lambda: made.error
         watch.is_alone = lambda: made.is_owner and not store.is_shared
         watch.has_run = made.has_run
@@ -199,6 +202,9 @@ async def connect(
     seams = _seams(settings, SystemClock(), Watch(), registry, actor, store)
     await seams.store.open()
     try:
+        if store.is_shared:
+            seams.clock = clock = SharedClock(seams.clock)
+            await clock.learn(store)
         yield Client(seams)
     finally:
         await seams.store.close()

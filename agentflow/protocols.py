@@ -954,6 +954,10 @@ class Store(Protocol):
         """Return facts about the database, and what is wrong with it."""
         ...
 
+    async def now_ms(self) -> int:
+        """Return the database's time in milliseconds; of a file, this host's."""
+        ...
+
     async def standing(self) -> Checkup:
         """Return who works on a shared database, what nobody works on, and what to do about it.
 

@@ -63,6 +63,9 @@ class Models:
         load: Makes the provider of a name; raises UnknownModelError where there is none.
         prices: Returns what turns usage into cost, when the first call is to be priced.
         clock: Tells the time whose prices are in force.
+
+    Attributes:
+        clock: The same; the database's, once it is known, where hosts share one.
     """
 
     def __init__(
@@ -71,9 +74,9 @@ class Models:
         prices: Callable[[], PriceBook],
         clock: Clock | None = None,
     ) -> None:
+        self.clock: Clock = clock or SystemClock()
         self._load = load
         self._load_prices = prices
-        self._clock = clock or SystemClock()
         self._providers: dict[str, Provider] = {}
 
     @cached_property
@@ -83,7 +86,7 @@ class Models:
 
     def now(self) -> datetime:
         """Return the current time as an aware UTC datetime."""
-        return from_ms(self._clock.now_ms())
+        return from_ms(self.clock.now_ms())
 
     def provider(self, name: str) -> Provider:
         """Return the provider called *name*, made at its first call.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, Self
@@ -61,13 +62,8 @@ def prune(
     if older_than < _SHORTEST:
         msg = "a history is kept for an hour at least"
         raise UsageError(msg, hint="Write --older-than 1h or more.")
-    wanted = RunFilter(
-        statuses=statuses or tuple(sorted(ENDED)),
-        ended_before_ms=now_ms() - int(older_than.total_seconds() * 1000),
-        has_history=True,
-        limit=_AT_ONCE,
-    )
-    done = asyncio.run(_prune(where, wanted, archive, dry_run=dry_run))
+    wanted = RunFilter(statuses=statuses or tuple(sorted(ENDED)), has_history=True, limit=_AT_ONCE)
+    done = asyncio.run(_prune(where, wanted, older_than, archive, dry_run=dry_run))
     if as_json:
         write_json({"as_of": iso(now_ms()), **done})
         return
@@ -80,13 +76,11 @@ def prune(
 
 
 async def _prune(
-    where: Where, wanted: RunFilter, archive: str | None, *, dry_run: bool
+    where: Where, wanted: RunFilter, older_than: timedelta, archive: str | None, *, dry_run: bool
 ) -> dict[str, Any]:
     async with session.reading(where) as client:
-        mine = RunFilter(
-            project=client.project, statuses=wanted.statuses, has_history=True,
-            ended_before_ms=wanted.ended_before_ms, limit=wanted.limit,
-        )  # fmt: skip
+        before_ms = await client.store.now_ms() - int(older_than.total_seconds() * 1000)
+        mine = replace(wanted, project=client.project, ended_before_ms=before_ms)
         if dry_run:
             every = await client.store.list_runs(_all_of(mine))
             return {"dry_run": True, "runs": len(every), "ids": [row.id for row in every]}
@@ -103,10 +97,7 @@ async def _prune(
 
 
 def _all_of(wanted: RunFilter) -> RunFilter:
-    return RunFilter(
-        project=wanted.project, statuses=wanted.statuses, has_history=True,
-        ended_before_ms=wanted.ended_before_ms, limit=10_000_000,
-    )  # fmt: skip
+    return replace(wanted, limit=10_000_000)
 
 
 class _Archive:

@@ -451,13 +451,17 @@ class SqlStore:
         """Return facts about the database, and what is wrong with it."""
         return await self._db.read(doctor.checkup)
 
+    async def now_ms(self) -> int:
+        """Return the database's time, milliseconds since 1970."""
+        return await self._db.read(lambda tx: tx.now_ms)
+
     async def standing(self) -> Checkup:
         """Return who works on a shared database, and what nobody works on."""
         if not self.is_shared:
             return Checkup(facts={}, problems=[])
         clock = self._clock or SystemClock()
         before = clock.now_ms()
-        now_ms = await self._db.read(lambda tx: tx.now_ms)
+        now_ms = await self.now_ms()
         ahead_ms = now_ms - (before + clock.now_ms()) // 2
         return await self._db.read(lambda tx: standing.standing(tx, ahead_ms))
 

@@ -22,6 +22,7 @@ _AGAIN_SECONDS = 0.5  # between tries while the database does not answer
 # looks for none. After an outage of the database nobody has a lease, and all are alive: each must
 # have had the time to say so.
 _LOOK_SHARE = 0.1
+_NAP_SECONDS = 30.0  # so short that no clock looks at the host's time in between
 _HOLD_SHARE = 1.0
 
 # Drops the runs that are not in the mapping of run to epoch; returns (run, epoch) of those.
@@ -93,8 +94,12 @@ class Membership:
         return self._clock.now_ms() if heart is None else self._steady_ms() + heart.offset_ms
 
     async def sleep(self, seconds: float) -> None:
-        """Wait *seconds*."""
-        await self._clock.sleep(seconds)
+        """Wait *seconds*, however often this host's wall clock is set meanwhile."""
+        until_ms = self.now_ms() + seconds * 1000
+        while seconds > _NAP_SECONDS and self._steady_ms != self._clock.now_ms:
+            await self._clock.sleep(_NAP_SECONDS)
+            seconds = (until_ms - self.now_ms()) / 1000
+        await self._clock.sleep(max(0.0, seconds))
 
     # -- what may start
 
