@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import agentflow
 from agentflow import (
     Agent,
     Limits,
@@ -20,11 +23,13 @@ from agentflow import (
     workflow,
 )
 from agentflow.app import Flow
+from agentflow.client import Run
 from agentflow.codec import PlainCipher
 from agentflow.engine.limits import limits_of_child, recorded_limits
 from agentflow.errors import LimitError
 from agentflow.history import events as ev
 from agentflow.history.failure import Failure
+from agentflow.testing import ManualClock
 from agentflow.testing.replay import Recording, assert_replays, recording_of
 from agentflow.testing.stage import Stage
 
@@ -65,6 +70,12 @@ async def nest(levels: int) -> int:
     return 1 + int(await (await start_child(nest, levels - 1)).result())
 
 
+@workflow(name="rl_waits_for_go")
+async def waits_for_go() -> str:
+    """Wait for a person."""
+    return str(await wait_signal("go"))
+
+
 @workflow(name="rl_slow")
 async def slow(minutes: int) -> str:
     """Take long, and clean up."""
@@ -99,6 +110,12 @@ async def own() -> int:
     await ONE.run("1?")
     await ONE.run("2?")
     return 2
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """Return where the database is to be."""
+    return f"sqlite:///{tmp_path}/w.db"
 
 
 @pytest.fixture(params=[False, True], ids=["", "replayed after every event"])
@@ -313,12 +330,8 @@ def test_the_tighter_limit_holds_for_a_child(above: Any, limits: Any, below: Any
 def test_a_limit_of_a_run_that_waits_holds_while_nobody_has_it_in_memory(every: Stage) -> None:
     """The worker that wakes it finds the time over."""
 
-    @workflow(name="rl_waits")
-    async def waits() -> str:
-        return str(await wait_signal("go"))
-
     async def begin(flow: Flow) -> None:
-        run = await flow.start(waits, id="w", limits=Limits(wall_clock=timedelta(days=2)))
+        run = await flow.start(waits_for_go, id="w", limits=Limits(wall_clock=timedelta(days=2)))
         while (await run.status()) != "waiting":
             await asyncio.sleep(0)
 
@@ -330,3 +343,38 @@ def test_a_limit_of_a_run_that_waits_holds_while_nobody_has_it_in_memory(every: 
 
     every.do(go_on)
     every.verify()
+
+
+async def until_waiting(run: Run[Any]) -> None:
+    """Wait until nothing is left to do for a run but to wait."""
+    async with asyncio.timeout(20):
+        while (await run.status()) != "waiting":
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("is_held", [True, False], ids=["in memory", "nowhere"])
+async def test_a_run_that_waits_ends_when_its_time_is_over(url: str, is_held: bool) -> None:  # noqa: FBT001
+    """By the worker that has it, or by the next one; not a moment earlier."""
+    clock = ManualClock(auto_advance=False)
+    limits = Limits(wall_clock=timedelta(minutes=10))
+
+    def opened() -> AbstractAsyncContextManager[Flow]:
+        return agentflow.open(url, clock=clock, durability="process")
+
+    async with AsyncExitStack() as stack:
+        flow = await stack.enter_async_context(opened())
+        run = await flow.start(waits_for_go, id="w", limits=limits)
+        await until_waiting(run)
+        clock.advance(599)
+        if not is_held:
+            await stack.aclose()
+            flow = await stack.enter_async_context(opened())
+            run = await flow.get("w")
+        assert await run.status() == "waiting"
+        clock.advance(1)
+        async with asyncio.timeout(20):
+            with pytest.raises(RunFailedError, match="within 0:10:00"):
+                await run.result()
+        events = await run.history()
+
+    assert events[-1].time_ms - events[0].time_ms == 600_000

@@ -13,6 +13,7 @@ from agentflow.testing.stage import Stage
 from tests.contract.test_run_limits import (
     test_a_child_of_a_child_too_deep_fails,
     test_a_limit_is_an_error_that_code_can_catch,
+    test_a_run_that_waits_ends_when_its_time_is_over,
     test_segments_of_a_run_count_together,
     test_the_same_call_again_and_again,
 )
@@ -20,11 +21,18 @@ from tests.contract.test_run_limits import (
 __all__ = [
     "test_a_child_of_a_child_too_deep_fails",
     "test_a_limit_is_an_error_that_code_can_catch",
+    "test_a_run_that_waits_ends_when_its_time_is_over",
     "test_segments_of_a_run_count_together",
     "test_the_same_call_again_and_again",
 ]
 
 pytestmark = pytest.mark.postgres
+
+
+@pytest.fixture
+def url(postgres_url: str) -> str:
+    """Return the URL of a database with the schema."""
+    return postgres_url
 
 
 @pytest.fixture
