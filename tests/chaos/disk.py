@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-SIZE_BYTES = 256 << 20  # of memory, where it is used: a run of 10,000 runs needs a quarter
+SIZE_BYTES = 256 << 20  # of memory, where it is used: 10,000 runs need an eighth
 PAGE_BYTES = 4096
 NAME = "agentflow-disk-"
 # Waits for the end of its input, which is ours. Whoever has a file open still keeps it: lazily.
