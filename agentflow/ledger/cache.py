@@ -43,12 +43,14 @@ class CacheAsk:
         model: ``provider:name`` as asked.
         ttl_ms: How old the answer may be, in ms.
         hold_ms: How long others wait for this call where it asks the vendor, in ms.
+        is_paid: Whether the vendor has the answer already and is asked for it by its handle.
     """
 
     digest: bytes
     model: str
     ttl_ms: int
     hold_ms: int
+    is_paid: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

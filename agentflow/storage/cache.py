@@ -201,6 +201,10 @@ class Cache:
     def ask(self, state: State, key: str, ask: CacheAsk) -> dict[str, Any] | int | None:
         """Return the terms under which the call is answered, or until when it waits, or None."""
         now, entry = self._tx.now_ms, self._entries[state.project, ask.digest]
+        if ask.is_paid:
+            return (
+                None  # it fetches what it paid for: neither another's answer nor a wait is cheaper
+            )
         if entry.answered_at_ms is not None and now < entry.answered_at_ms + ask.ttl_ms:
             return {CACHED: True}
         if entry.is_claimed(now) and not entry.is_of(state.pk, key):
@@ -209,9 +213,10 @@ class Cache:
         return None
 
     def claim(self, state: State, key: str, ask: CacheAsk) -> None:
-        """Let the call ask the vendor for all that wait for the same."""
-        until = self._tx.now_ms + ask.hold_ms
-        self._entries[state.project, ask.digest].claim(state.pk, key, until)
+        """Let the call ask the vendor for all that wait for the same, unless another does."""
+        now, entry = self._tx.now_ms, self._entries[state.project, ask.digest]
+        if entry.is_of(state.pk, key) or not entry.is_claimed(now):
+            entry.claim(state.pk, key, now + ask.hold_ms)
 
     def expect(self, state: State, ask: CacheAsk) -> None:
         """Keep a place for an answer that may take hours; nobody waits for it."""

@@ -65,6 +65,7 @@ def ask_of(call: Call) -> CacheAsk | None:
         model=request.model,
         ttl_ms=int(asked.cache_ttl.total_seconds() * 1000),
         hold_ms=int(hold.total_seconds() * 1000),
+        is_paid=asked.activity.options.resumes and call.provider_ref is not None,
     )
 
 

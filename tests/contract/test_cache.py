@@ -449,6 +449,69 @@ async def test_a_payer_of_whom_nobody_hears_is_followed_when_its_time_is_over(
         assert (await rows_of(flow, "other"))[0].record.priced.status == "priced"
 
 
+@dataclass(slots=True)
+class Keeper(Vendor):
+    """A vendor that keeps what it was asked; the first call is never answered on its line."""
+
+    fetched: list[str] = field(default_factory=list)
+
+    async def complete(self, request: ModelRequest, call: ProviderCall) -> ModelResponse:
+        """Say the handle, then answer; the first one is cut off."""
+        if not self.asked:
+            assert call.on_ref is not None
+            told = call.on_ref("ref-1")
+            self.asked.append(request.messages[-1].text)
+            if told is not None:
+                await told
+            await asyncio.Event().wait()
+        return await Vendor.complete(self, request, call)
+
+    def keeps(self, request: ModelRequest) -> bool:
+        """Keep everything."""
+        return True
+
+    async def resume(self, ref: str, request: ModelRequest, call: ProviderCall) -> ModelResponse:
+        """Return the answer that was paid."""
+        self.fetched.append(ref)
+        response_usage = {"prompt_tokens": 10, "completion_tokens": 5}
+        return ModelResponse(
+            message=assistant("kept"), finish="stop", model=request.model, response_id=ref,
+            usage=Usage(input_tokens=10, output_tokens=5), raw={"usage": response_usage},
+        )  # fmt: skip
+
+    async def cancel(self, ref: str) -> None:
+        """Go on."""
+
+
+async def test_a_payer_with_a_handle_fetches_its_answer_whoever_asks_meanwhile(
+    tmp_path: Path,
+) -> None:
+    """It was away for longer than its claim; what it paid is neither lost nor waited for."""
+    vendor, clock = Keeper(), ManualClock(auto_advance=False)
+    async with opened(tmp_path, vendor, clock=clock) as flow:
+        first = await flow.start(ask, "q", id="first")
+        await until(lambda: bool(vendor.asked))
+        await asyncio.sleep(0.05)
+        await first.pause()
+        await flow.abort()
+    clock.advance(timedelta(minutes=20))
+    async with opened(tmp_path, vendor, clock=clock) as flow:
+        vendor.open.clear()
+        other = await flow.start(ask, "q", id="other")
+        await until(lambda: len(vendor.asked) == 2)
+        first = await flow.get("first")
+        await first.unpause()
+        assert await first.result() == "kept"
+        vendor.open.set()
+        assert await other.result() == "hi 2"
+
+        assert vendor.fetched == ["ref-1"]
+        assert [(await rows_of(flow, r))[-1].record.priced.status for r in ("first", "other")] == [
+            "priced", "priced",
+        ]  # fmt: skip
+        await audited(flow)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that no event tells."""
     while not condition():

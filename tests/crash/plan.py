@@ -48,13 +48,8 @@ def recovery_kills(once: Sequence[Result], per_result: int | None, seed: int) ->
 
 
 def random_kills(count: int, seed: int) -> list[Trial]:
-    """Return *count* trials that kill at random times until the run ends.
-
-    Without `cached`: once in some thousand kills its count of paid answers was one too high, and
-    it is not known yet whether the count or the cache is wrong. Kills at points, and
-    tests/crash/test_cache.py, have it.
-    """
-    names = [name for name in WORKLOADS if name != "cached"]
+    """Return *count* trials that kill at random times until the run ends."""
+    names = list(WORKLOADS)
     return mixed([Trial(names[i % len(names)], seed=seed + i) for i in range(count)])
 
 
