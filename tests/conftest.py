@@ -16,6 +16,7 @@ import pytest
 from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import StoreError
 from agentflow.storage import SqlStore
+from tests.simulation.seeds import SEEDS
 
 if TYPE_CHECKING:
     from agentflow.testing.postgres import PostgresServer
@@ -52,6 +53,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [i for i in items if i not in dropped]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Let the seeds of the simulation run beside everything that comes before their test."""
+    wanted = any(item.name == "test_thousands_of_seeds_find_nothing" for item in session.items)
+    if wanted and not session.config.option.collectonly:
+        SEEDS.start()
+
+
+def pytest_sessionfinish() -> None:
+    """Leave no process behind."""
+    SEEDS.stop()
 
 
 def only_loopback(connect: Callable[..., Any]) -> Callable[..., Any]:
