@@ -227,8 +227,14 @@ def _from_file(start: Path) -> Mapping[str, Any]:
                 text = file.read_text(encoding="utf-8")
                 # Most files do not speak of us, and need no parser.
                 data = load("tomllib").loads(text) if "agentflow" in text else {}
-            except (OSError, ValueError):
-                return {}  # somebody else's broken file; their own tools will say so
+            except OSError:
+                return {}
+            except ValueError as e:
+                if "[tool.agentflow" not in text:
+                    return {}  # somebody else's broken file; their own tools will say so
+                msg = f"{file} is no TOML: {e}"
+                hint = 'Names with a colon are quoted: [tool.agentflow.rates."openai:gpt-6"].'
+                raise SettingsError(msg, hint=hint) from None
             section = data.get("tool", {}).get("agentflow", {})
             return _placed(section, folder) if isinstance(section, dict) else {}
     return {}

@@ -108,3 +108,18 @@ def test_a_beat_that_does_not_keep_its_lease_is_refused(tmp_path: Path) -> None:
     for wrong in ({"AGENTFLOW_LEASE_SECONDS": "14"}, {"AGENTFLOW_BEAT_SECONDS": "never"}):
         with pytest.raises(SettingsError):
             read_settings(wrong, tmp_path)
+
+
+def test_settings_in_a_broken_file_are_not_dropped_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another database than the one that was meant would be worked on."""
+    monkeypatch.chdir(tmp_path)
+    file = tmp_path / "pyproject.toml"
+    file.write_text("[tool.agentflow.rates.openai:gpt-6]\nrequests_per_minute = 5\n")
+
+    with pytest.raises(SettingsError, match=r"pyproject\.toml is no TOML.*line 1"):
+        read_settings()
+
+    file.write_text("[project]\nname = agentflow\n")
+    read_settings()  # it is not ours that is broken
