@@ -225,19 +225,24 @@ def _from_file(start: Path) -> Mapping[str, Any]:
         if file.is_file():
             try:
                 text = file.read_text(encoding="utf-8")
-                # Most files do not speak of us, and need no parser.
-                data = load("tomllib").loads(text) if "agentflow" in text else {}
-            except OSError:
-                return {}
-            except ValueError as e:
-                if "[tool.agentflow" not in text:
-                    return {}  # somebody else's broken file; their own tools will say so
-                msg = f"{file} is no TOML: {e}"
-                hint = 'Names with a colon are quoted: [tool.agentflow.rates."openai:gpt-6"].'
-                raise SettingsError(msg, hint=hint) from None
+            except (OSError, UnicodeDecodeError):
+                return {}  # somebody else's broken file; their own tools will say so
+            data = _parsed(file, text) if "agentflow" in text else {}  # most need no parser
             section = data.get("tool", {}).get("agentflow", {})
             return _placed(section, folder) if isinstance(section, dict) else {}
     return {}
+
+
+def _parsed(file: Path, text: str) -> dict[str, Any]:
+    try:
+        data: dict[str, Any] = load("tomllib").loads(text)
+    except ValueError as e:
+        if "[tool.agentflow" not in text:
+            return {}
+        msg = f"{file} is no TOML: {e}"
+        hint = 'Names with a colon are quoted: [tool.agentflow.rates."openai:gpt-6"].'
+        raise SettingsError(msg, hint=hint) from None
+    return data
 
 
 def _placed(section: Mapping[str, Any], folder: Path) -> Mapping[str, Any]:
