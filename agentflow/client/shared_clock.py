@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from agentflow.clock import Clock
 from agentflow.protocols import Store
@@ -33,6 +34,6 @@ class SharedClock:
         """Return the database's time in milliseconds since 1970-01-01 UTC."""
         return self._steady_ms() + self._offset_ms
 
-    async def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
         """Wait *seconds*."""
-        await self._clock.sleep(seconds)
+        return self._clock.sleep(seconds)

@@ -6,9 +6,10 @@ import asyncio
 import heapq
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from agentflow.clock import from_ms, to_ms
 
@@ -70,9 +71,11 @@ class ManualClock:
         while self._sleepers and self._sleepers[0][0] <= self._now_ms:
             heapq.heappop(self._sleepers)[2].set()
 
-    async def sleep(self, seconds: float) -> None:
-        """Wait until the clock has moved *seconds*; see `auto_advance`."""
-        due = self._now_ms + max(0, round(seconds * 1000))
+    def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
+        """Wait until the clock has moved *seconds* from now, the call; see `auto_advance`."""
+        return self._sleep_until(self._now_ms + max(0, round(seconds * 1000)))
+
+    async def _sleep_until(self, due: int) -> None:
         if due <= self._now_ms:
             await asyncio.sleep(0)
             return

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
+from typing import Any
 
 from agentflow import ids
 from agentflow.clock import Clock, boot_seconds
@@ -93,12 +94,15 @@ class Membership:
         heart = self._heart
         return self._clock.now_ms() if heart is None else self._steady_ms() + heart.offset_ms
 
-    async def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
         """Wait *seconds*, however often this host's wall clock is set meanwhile."""
-        until_ms = self.now_ms() + seconds * 1000
-        while seconds > _NAP_SECONDS and self._steady_ms != self._clock.now_ms:
+        if self._steady_ms == self._clock.now_ms:
+            return self._clock.sleep(max(0.0, seconds))
+        return self._sleep_until(self.now_ms() + seconds * 1000)
+
+    async def _sleep_until(self, until_ms: float) -> None:
+        while (seconds := (until_ms - self.now_ms()) / 1000) > _NAP_SECONDS:
             await self._clock.sleep(_NAP_SECONDS)
-            seconds = (until_ms - self.now_ms()) / 1000
         await self._clock.sleep(max(0.0, seconds))
 
     # -- what may start

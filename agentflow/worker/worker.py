@@ -624,7 +624,8 @@ class Worker:
         times = [self._timers[0][0]] if self._timers else []
         wake = await self._store.next_wake_ms(self._served(), after_ms=self._claimed_ms)
         if wake is not None and len(self._runners) < self._options.max_active:
-            times.append(max(wake, now + 1))
+            # What was due at the last claim and not taken waits a little; what came due since, not.
+            times.append(wake if wake > self._claimed_ms else now + 1)
         if (due := await self._fire_schedules()) is not None:
             times.append(due)
         seconds = (min(times) - self._clock.now_ms()) / 1000 if times else _IDLE_SECONDS

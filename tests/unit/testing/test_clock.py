@@ -67,6 +67,18 @@ def test_without_auto_advance_time_is_moved_by_hand() -> None:
     assert asyncio.run(work()) == [False, False, True]
 
 
+def test_a_sleep_begins_when_it_is_asked_for() -> None:
+    """A task that sleeps may begin after the clock was moved: it asked for the time before."""
+    clock = ManualClock(START, auto_advance=False)
+
+    async def main() -> None:
+        sleeper = asyncio.ensure_future(clock.sleep(1))
+        clock.advance(1)
+        await asyncio.wait_for(sleeper, 5)
+
+    asyncio.run(main())
+
+
 def test_a_cancelled_sleep_leaves_no_alarm() -> None:
     """The clock does not jump to a time that nobody waits for any more."""
 
