@@ -30,6 +30,7 @@ TITLES = {
     "reopened": "failed, then retried by a person",
     "edited": "a prompt that every process edits",
     "background": "a model that goes on without a connection",
+    "cached": "one question of three runs, asked through the cache",
 }
 
 
