@@ -22,6 +22,7 @@ import openai
 
 import agentflow
 from agentflow import Agent, ModelSettings, tool, workflow
+from agentflow.activities.llm_call import llm_call
 from agentflow.engine.definition import Latency
 from agentflow.history import events as ev
 from agentflow.llm.stream import Delta, StreamItem
@@ -221,8 +222,12 @@ class Trial:
 
     @property
     def doubts(self) -> list[str]:
-        """What was done about each doubtful attempt."""
-        return [e.policy for e in self.facts.events if isinstance(e, ev.ActivityInDoubt)]
+        """What was done about each doubtful model call; the tool may run as the process dies."""
+        events = self.facts.events
+        scheduled = (e for e in events if isinstance(e, ev.ActivityScheduled))
+        asked = {e.key for e in scheduled if e.name == llm_call.name}
+        doubts = (e for e in events if isinstance(e, ev.ActivityInDoubt))
+        return [e.policy for e in doubts if e.key in asked]
 
     @property
     def booked_tokens(self) -> int:
