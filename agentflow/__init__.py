@@ -21,9 +21,9 @@ Names are loaded when they are first used: importing agentflow loads no SDK and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from agentflow.loading import load as _load
+from agentflow.loading import lazy as _lazy
 
 __version__ = "0.1.0"
 
@@ -148,15 +148,8 @@ __all__ = [
     "workflow",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        msg = f"module 'agentflow' has no attribute {name!r}"
-        raise AttributeError(msg)
-    value = getattr(_load(f"agentflow.{home}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # else any name would pass the type checkers
+    __getattr__ = _lazy(globals(), _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -5,9 +5,29 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
+from collections.abc import Callable, Mapping
 from types import ModuleType
+from typing import Any
 
 _FROZEN_BY_PYTHON = 1000  # objects at most: 3.12 begins with 375; an application has thousands
+
+
+def lazy(names: dict[str, Any], homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a module's `__getattr__`, which loads a name when it is first used, and keeps it.
+
+    Args:
+        names: The `globals()` of that module.
+        homes: For each lazy name the module that has it, relative to agentflow.
+    """
+
+    def attribute(name: str) -> Any:
+        home = homes.get(name)
+        if home is None:
+            raise AttributeError(f"module {names['__name__']!r} has no attribute {name!r}")
+        names[name] = getattr(load(f"agentflow.{home}"), name)
+        return names[name]
+
+    return attribute
 
 
 def load(path: str) -> ModuleType:

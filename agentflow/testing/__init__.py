@@ -6,8 +6,9 @@ are loaded when they are first used, for the plugin is part of every pytest run 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from agentflow.loading import lazy as _lazy
 
 if TYPE_CHECKING:
     from agentflow.providers.scripted import attempts, call, script
@@ -42,15 +43,8 @@ __all__ = [
     "verify",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        msg = f"module 'agentflow.testing' has no attribute {name!r}"
-        raise AttributeError(msg)
-    value = getattr(importlib.import_module(f"agentflow.{home}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:
+    __getattr__ = _lazy(globals(), _HOMES)
 
 
 def __dir__() -> list[str]:

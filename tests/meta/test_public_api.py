@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import agentflow
+import agentflow.testing
 
 PUBLIC: list[ModuleType] = [agentflow]
 NUMBERS = {"int", "float", "Decimal", "int | None", "float | None", "Decimal | None"}
@@ -48,6 +49,14 @@ def test_an_unknown_name_is_an_attribute_error(module: ModuleType) -> None:
     """A lazy module answers a wrong name as any module does."""
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = module.no_such_name
+
+
+def test_type_checkers_see_a_wrong_name() -> None:
+    """Names that are loaded lazily are typed like others (strict mypy: an unused ignore fails)."""
+    with pytest.raises(AttributeError):
+        _ = agentflow.no_such_name  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError):
+        _ = agentflow.testing.no_such_name  # type: ignore[attr-defined]
 
 
 @every_name
