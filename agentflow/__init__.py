@@ -5,11 +5,11 @@ The map of the package, from the outside in:
     app           settings → store, providers, worker: open(), connect(), run_sync()
     client        start, find, watch and steer runs
     worker        owns runs by a lease, runs activities, hands batches over
-    agents        Agent: model, instructions, tools, limits; the turn loop
+    agents        Agent: model, instructions, tools, limits; the turn loop; keep_last, summarise
     activities    llm_call: the model call whose outcome is recorded
     tools         @tool: an activity that a model may call
     ledger        what it cost: prices, lines, reports
-    llm           messages, requests, responses, usage: vendor-neutral
+    llm           Message, Messages, ImagePart; requests, responses, usage: vendor-neutral
     timetable     when schedules are due
     engine        what happens next: the deterministic loop, keys, replay
     history       what happened: the closed union of events
@@ -29,7 +29,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from agentflow.agents.agent import Agent, AgentResult
-    from agentflow.agents.compaction import keep_last, summarise
     from agentflow.app import Flow, connect, open, run_sync
     from agentflow.client import Client, Run
     from agentflow.engine.context import Decision, RunInfo
@@ -65,7 +64,6 @@ if TYPE_CHECKING:
         RunFailedError,
         RunParkedError,
     )
-    from agentflow.llm.messages import ImagePart, Message, Messages
     from agentflow.llm.request import ModelSettings
     from agentflow.retry import RetryPolicy
     from agentflow.tools.tool import Tool, tool
@@ -82,12 +80,10 @@ _HOMES: dict[str, str] = {
     **dict.fromkeys(_ERRORS, "errors"),
     **dict.fromkeys(_FUNCTIONS, "engine.functions"),
     **dict.fromkeys(("Agent", "AgentResult"), "agents.agent"),
-    **dict.fromkeys(("keep_last", "summarise"), "agents.compaction"),
     **dict.fromkeys(("Flow", "connect", "open", "run_sync"), "app"),
     **dict.fromkeys(("Client", "Run"), "client"),
     **dict.fromkeys(("Decision", "RunInfo"), "engine.context"),
     **dict.fromkeys(("Activity", "Workflow", "activity", "workflow"), "engine.definitions"),
-    **dict.fromkeys(("ImagePart", "Message", "Messages"), "llm.messages"),
     "ActivityContext": "engine.definition",
     "Limits": "engine.limits",
     "ModelSettings": "llm.request",
@@ -108,12 +104,9 @@ __all__ = [
     "Decision",
     "Fail",
     "Flow",
-    "ImagePart",
     "InDoubtError",
     "LimitError",
     "Limits",
-    "Message",
-    "Messages",
     "ModelSettings",
     "NonRetryableError",
     "RetryLater",
@@ -130,7 +123,6 @@ __all__ = [
     "connect",
     "continue_as_new",
     "expose",
-    "keep_last",
     "logger",
     "now",
     "open",
@@ -141,7 +133,6 @@ __all__ = [
     "set_attributes",
     "signals",
     "start_child",
-    "summarise",
     "tool",
     "uuid4",
     "wait_signal",

@@ -11,6 +11,7 @@ from talk import answer, question, talk_bytes
 
 import agentflow
 from agentflow.activities.llm_call import llm_call
+from agentflow.agents import keep_last
 from agentflow.history.events import ActivityScheduled
 from agentflow.llm.messages import assistant
 from agentflow.llm.request import ModelRequest
@@ -58,7 +59,7 @@ agent = agentflow.Agent(
     "talker",
     model="bench:talker",
     instructions="Answer at length.",
-    compact=agentflow.keep_last(ARGS.window) if ARGS.window else None,
+    compact=keep_last(ARGS.window) if ARGS.window else None,
 )
 
 

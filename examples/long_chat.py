@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from _model import model
 
 import agentflow
-from agentflow import Agent, Messages, workflow
+from agentflow import Agent, workflow
+from agentflow.agents import summarise
+from agentflow.llm import Messages
 from agentflow.llm.request import ModelRequest
 from agentflow.providers.scripted import script
 
@@ -41,12 +43,8 @@ def summary_script(request: ModelRequest) -> str:
 
 
 note_taker = Agent("note taker", model=model("summary"), instructions="Keep names and facts.")
-friend = Agent(
-    "friend",
-    model=model("friend"),
-    instructions="Chat. Be brief.",
-    compact=agentflow.summarise(note_taker, over_messages=20, keep=6),
-)
+shorter = summarise(note_taker, over_messages=20, keep=6)
+friend = Agent("friend", model=model("friend"), instructions="Chat. Be brief.", compact=shorter)
 
 
 @workflow

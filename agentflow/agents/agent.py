@@ -35,7 +35,7 @@ class Agent(AgentSpec[Output]):
         handoffs: Agents that may take the conversation over, of the same `output_type`; or a
             function that returns them, where two know each other.
         compact: Called before each model call with the conversation; what it returns replaces it.
-            See `keep_last` and `summarise`.
+            See `keep_last` and `summarise` in `agentflow.agents`.
         parallel_tools: Whether the tools of one turn run side by side; otherwise in order, and the
             model is asked for one at a time.
         description: What it is for; other agents' models read it.

@@ -25,7 +25,7 @@ def rejoined(before: Messages, made: Messages | Sequence[Message]) -> Messages:
     if answers_tools(chat.between(0, 1)[-1]):
         raise UsageError(
             "compact= returned a conversation that begins with the results of tools",
-            hint="Keep the message that called them too; keep_last() does.",
+            hint="Keep the message that called them too; agentflow.agents.keep_last() does.",
         )
     return chat
 

@@ -14,10 +14,12 @@ import pytest
 from pydantic import BaseModel
 
 import agentflow
-from agentflow import Agent, AgentResult, Flow, Messages, Run, keep_last, tool, workflow
+from agentflow import Agent, AgentResult, Flow, Run, tool, workflow
 from agentflow.activities.llm_call import llm_call
+from agentflow.agents import keep_last
 from agentflow.errors import RunFailedError
 from agentflow.history import events as ev
+from agentflow.llm import Messages
 from agentflow.llm.messages import ToolResultPart
 from agentflow.providers.scripted import Script, call
 

@@ -16,7 +16,7 @@ import openai
 import pytest
 
 import agentflow
-from agentflow import Agent, Flow, Messages, ModelSettings, RunFailedError, tool, workflow
+from agentflow import Agent, Flow, ModelSettings, RunFailedError, tool, workflow
 from agentflow.activities.llm_call import llm_call
 from agentflow.crypto import new_key
 from agentflow.engine.context import ActivityCall, require_context
@@ -25,7 +25,7 @@ from agentflow.history import events as ev
 from agentflow.ledger.audit import Audit
 from agentflow.ledger.entries import CostLine, Priced, usd
 from agentflow.ledger.reports import CostQuery, LedgerRow
-from agentflow.llm.messages import assistant, user
+from agentflow.llm.messages import Messages, assistant, user
 from agentflow.llm.request import FinishReason, ModelRequest, OutputSchema, ToolSpec
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.usage import Usage

@@ -21,7 +21,11 @@ NEVER = {
 }  # fmt: skip
 """What no plain workflow needs."""
 
-NAMES = "from agentflow import Agent, activity, open, tool, workflow"
+NAMES = """
+from agentflow import Agent, activity, open, tool, workflow
+from agentflow.agents import keep_last, summarise
+from agentflow.llm import ImagePart, Message, Messages
+"""
 PLAIN = """
 import asyncio
 from agentflow import activity, open, workflow
@@ -57,9 +61,10 @@ def loaded(code: str, folder: Path) -> set[str]:
 def test_importing_the_package_loads_next_to_nothing(tmp_path: Path) -> None:
     """Not even asyncio or pydantic: every name is loaded when it is first asked for."""
     bare = loaded("import __future__, importlib, typing", tmp_path)
-    ours = loaded("import agentflow", tmp_path) - bare
+    ours = loaded("import agentflow, agentflow.agents, agentflow.llm", tmp_path) - bare
+    packages = {"agentflow", "agentflow.agents", "agentflow.llm"}
 
-    assert ours == {"agentflow", "agentflow.loading", "gc"}
+    assert ours == {*packages, "agentflow.loading", "gc"}
 
 
 def test_the_names_of_a_script_load_no_database_and_no_vendor(tmp_path: Path) -> None:

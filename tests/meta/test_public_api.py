@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 
 import agentflow
+import agentflow.agents
+import agentflow.llm
 import agentflow.testing
 
-PUBLIC: list[ModuleType] = [agentflow]
+PUBLIC: list[ModuleType] = [agentflow, agentflow.agents, agentflow.llm]
+MOST_NAMES = 45  # what a reader takes in as one list; what few need has its home one level down
 NUMBERS = {"int", "float", "Decimal", "int | None", "float | None", "Decimal | None"}
 UNIT_SUFFIXES = ("_usd", "_tokens", "_ms", "_bytes", "_count")
 UNIT_WORDS = ("second", "dollar", "token", "byte", "number", "tries", "times", "1-based", "share")
@@ -34,6 +37,19 @@ def test_all_is_sorted_and_complete(module: ModuleType) -> None:
 
     assert list(module.__all__) == sorted(set(module.__all__))
     assert present <= set(module.__all__)
+
+
+def test_the_top_level_stays_small() -> None:
+    """A new name there takes the place of another, or goes to the package that it belongs to."""
+    assert len(agentflow.__all__) <= MOST_NAMES
+
+
+def test_a_name_has_one_public_home() -> None:
+    """What a package below exports is not at the top level too."""
+    below = [name for module in PUBLIC[1:] for name in module.__all__]
+
+    assert set(below) & set(agentflow.__all__) == set()
+    assert not [name for name in below if hasattr(agentflow, name)]
 
 
 @every_name
@@ -57,6 +73,10 @@ def test_type_checkers_see_a_wrong_name() -> None:
         _ = agentflow.no_such_name  # type: ignore[attr-defined]
     with pytest.raises(AttributeError):
         _ = agentflow.testing.no_such_name  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError):
+        _ = agentflow.llm.no_such_name  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError):
+        _ = agentflow.agents.no_such_name  # type: ignore[attr-defined]
 
 
 @every_name
