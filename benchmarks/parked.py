@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import timedelta
 
 from meter import age_seconds, arguments, cpu_seconds, disk_bytes, report, rss_mb
 
 import agentflow
 
+acted: list[float] = []  # when; seconds of `time.perf_counter`
 _AT_ONCE = 500  # starts in flight: what a busy server would have
 
 
 @agentflow.activity
 async def act(x: int) -> int:
+    acted.append(time.perf_counter())
     return x
 
 

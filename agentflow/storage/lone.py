@@ -116,11 +116,9 @@ class Appender:
             batch.run_pk, tail.time_ms, tail.next_seq, batch.epoch, tail.hash,
         )  # fmt: skip
         self._remember(batch.run_pk, Tail(writer.seq, writer.time_ms, writer.hash))
-        if not tx.fence(UPDATE_PLAIN, row):
+        if not tx.fenced(UPDATE_PLAIN, row, append.INSERT_EVENT, writer.rows):
             return None
-        tx.is_known_by_id = True
-        sync_point("append.after_fence")
-        tx.many(append.INSERT_EVENT, writer.rows)
+        tx.vouch()
         sync_point("append.after_events")
         sync_point("append.after_payloads")
         sync_point("append.before_ledger")

@@ -27,6 +27,7 @@ from sqlalchemy import (
 from sqlalchemy.engine.interfaces import Dialect as CoreDialect
 
 from agentflow.errors import FencedError, StoreError
+from agentflow.sync_point import sync_point
 
 Row = tuple[Any, ...]
 Statement = Select[Any] | Insert | Update | Delete
@@ -158,9 +159,19 @@ class Hot:
         return str(compiled)
 
 
-def insert_rows(table: Table) -> Hot:
+class InsertRows(Hot):
+    """An INSERT whose tuples have all columns of *table*, in their order."""
+
+    __slots__ = ("table",)
+
+    def __init__(self, table: Table) -> None:
+        super().__init__(lambda _: table.insert(), *table.columns.keys())
+        self.table = table
+
+
+def insert_rows(table: Table) -> InsertRows:
     """Return an INSERT whose tuples have all columns of *table*, in their order."""
-    return Hot(lambda _: table.insert(), *table.columns.keys())
+    return InsertRows(table)
 
 
 def insert_made(table: Table, made: str) -> Hot:
@@ -251,6 +262,10 @@ class Tx:
         self.is_over = False
         self.is_alone = self.is_known_by_id = False
 
+    def vouch(self) -> None:
+        """Say that it is known by its id: where its commit is in question, it is just run again."""
+        self.is_known_by_id = True
+
     def identify(self) -> None:
         """Make sure that its outcome can be asked for, should the answer to COMMIT be lost."""
 
@@ -275,12 +290,16 @@ class Tx:
             if self.cursor.rowcount != len(rows):
                 raise FencedError(FENCED)
 
-    def fence(self, hot: Hot, row: Row) -> bool:
-        """Execute a change of one row; return whether it was as the change wants it.
+    def fenced(self, fence: Hot, row: Row, insert: InsertRows, rows: Sequence[Row]) -> bool:
+        """Change one row, and insert *rows* if it was as the change wants it; return whether.
 
         It may turn out only when the transaction is to be committed; then that fails.
         """
-        return self.run(hot, *row) == 1
+        if self.run(fence, *row) != 1:
+            return False
+        sync_point("append.after_fence")
+        self.many(insert, rows)
+        return True
 
     def flush(self) -> None:
         """Have everything done that was asked for, so that what fails fails here."""

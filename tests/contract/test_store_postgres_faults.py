@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -34,6 +34,7 @@ from agentflow.storage import writer as writer_module
 from agentflow.storage.dialect import Faults
 from agentflow.storage.dialects import postgres as postgres_module
 from agentflow.storage.dialects import postgres_connection, postgres_listen
+from agentflow.storage.dialects.postgres_wire import WireCursor
 from agentflow.storage.schema import SCHEMA_VERSION, runs
 from agentflow.storage.statement import Tx
 from agentflow.storage.store import SqlStore
@@ -302,6 +303,35 @@ async def test_a_commit_whose_reply_is_lost_is_known_to_be_written(postgres_url:
 
         assert answer.granted == {"main/f#1": {"max": 7}}
         assert await w.kinds(row) == ["RunStarted", "ActivityScheduled", "ActivityStarted"]
+
+
+async def test_a_plain_append_asks_for_no_number_and_is_run_again(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where its reply is lost: its batch is found, and the caller gets its answer, once."""
+    sent: list[list[str]] = []
+    send = WireCursor._send
+
+    def sending(self: WireCursor, asked: Sequence[Any]) -> Any:
+        sent.append([one.sql.partition(" ")[0] for one in asked])
+        return send(self, asked)
+
+    trouble = Trouble()
+    async with opened(postgres_url, faults=trouble) as w:
+        await w.start()
+        row = await claimed(w)
+        first = await w.store.append(w.batch(row, [scheduled()]))
+        row = replace(row, next_seq=first.next_seq)
+        monkeypatch.setattr(WireCursor, "_send", sending)
+        trouble.after.append(lose_reply)
+        facts = [replace(outcome(n), time_ms=row.updated_at_ms) for n in (1, 2, 3)]
+        answer = await w.store.append(w.batch(row, facts))
+
+        assert sent[0] == ["BEGIN", "WITH", "COMMIT"]
+        assert answer.next_seq == first.next_seq + 3
+        assert await w.kinds(row) == [
+            "RunStarted", "ActivityScheduled", *["ActivityCompleted"] * 3
+        ]  # fmt: skip
 
 
 async def test_a_write_that_waited_for_nothing_can_be_asked_for_too(postgres_url: str) -> None:

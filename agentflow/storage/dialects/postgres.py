@@ -52,10 +52,11 @@ from agentflow.storage.dialects.postgres_connection import (
 from agentflow.storage.dialects.postgres_error import is_busy, is_gone, is_pooled, store_error
 from agentflow.storage.dialects.postgres_listen import Listener
 from agentflow.storage.dialects.postgres_url import Address, address
-from agentflow.storage.dialects.postgres_wire import WireCursor
+from agentflow.storage.dialects.postgres_wire import Queued, WireCursor
 from agentflow.storage.schema import METADATA, RUN_PK, Number, runs
-from agentflow.storage.statement import Hot, Row, Tx, const
+from agentflow.storage.statement import Hot, InsertRows, Row, Tx, const
 from agentflow.storage.views import postgres_view
+from agentflow.sync_point import sync_point
 
 READERS = 4
 WRITE_SECONDS, READ_SECONDS = 10, 60  # a statement, as the server counts
@@ -99,6 +100,8 @@ class PostgresTx(Tx):
     """
 
     __slots__ = ("_begun", "_conn", "_now_ms")
+    cursor: WireCursor
+    dialect: PostgresDialect
 
     def __init__(
         self,
@@ -119,7 +122,7 @@ class PostgresTx(Tx):
         for setting in cursor.local:
             cursor.execute(setting)
         reads = "READ ONLY" in begin
-        self._begun = cursor.ask_rows(NOW if reads else BEGUN)
+        self._begun: Queued | None = cursor.ask_rows(NOW if reads else BEGUN)
 
     @property
     def conn(self) -> Connection:  # type: ignore[override]
@@ -131,19 +134,27 @@ class PostgresTx(Tx):
     def now_ms(self) -> int:  # type: ignore[override]
         """The time at which the transaction began."""
         if self._now_ms is None:
-            self._now_ms = int(self._begun()[0][0])
+            if self._begun is None:
+                self._begun = self.cursor.ask_rows(BEGUN)
+            self._now_ms = int(self.cursor.rows_of(self._begun)[0][0])
         return self._now_ms
 
     @property
     def number(self) -> str | None:
-        """The transaction's number in the database; None = the connection was lost before."""
-        begun = self._begun()
+        """Its number in the database; None = nobody asked for it, or the answer was lost."""
+        begun = None if self._begun is None else self.cursor.rows_of(self._begun)
         return str(begun[0][1]) if begun else None
 
     def identify(self) -> None:
         """Learn its number before COMMIT is sent: one that only writes has waited for nothing."""
-        if not self.is_known_by_id:
-            self._begun()
+        if not self.is_known_by_id and self._begun is not None:
+            self.cursor.rows_of(self._begun)
+
+    def vouch(self) -> None:
+        """Nor ask for the number and the time, if nobody has: that is a statement less."""
+        super().vouch()
+        if self._begun is not None and self.cursor.take_back(self._begun):
+            self._begun = None
 
     def returned(self, hot: Hot, rows: Sequence[Row]) -> list[Row]:
         """Execute a change for many rows at once."""
@@ -155,16 +166,18 @@ class PostgresTx(Tx):
     def must(self, hot: Hot, rows: Sequence[Row]) -> None:
         """Ask for changes that fail where a fence does: then COMMIT, behind them, is not run."""
         if rows:
-            self.cursor.must(hot.sql(self.dialect), rows)  # type: ignore[attr-defined]
+            self.cursor.must(hot.sql(self.dialect), rows)
 
-    def fence(self, hot: Hot, row: Row) -> bool:
-        """Ask for the change, and believe it until the transaction ends: one round trip for all."""
-        self.must(hot, [row])
+    def fenced(self, fence: Hot, row: Row, insert: InsertRows, rows: Sequence[Row]) -> bool:
+        """Ask for both, in one statement, and believe it until the transaction ends."""
+        types = self.dialect.types(insert.table)
+        self.cursor.fenced(fence.sql(self.dialect), row, insert.sql(self.dialect), types, rows)
+        sync_point("append.after_fence")
         return True
 
     def flush(self) -> None:
         """Send what was asked for, and wait for the answers."""
-        self.cursor.flush()  # type: ignore[attr-defined]
+        self.cursor.flush()
 
 
 def patient(conn: Connection) -> PatientConnection:
@@ -191,6 +204,7 @@ class PostgresDialect:
         self.address: Address = address(url)
         self.core = PGDialect_psycopg(paramstyle="format")  # type: ignore[no-untyped-call]
         self.prepares = True
+        self._types: dict[str, Sequence[str]] = {}
         self._pid = os.getpid()
         self._engines: tuple[Engine, Engine] | None = None
         self._listener: Listener | None = None
@@ -306,6 +320,14 @@ class PostgresDialect:
         """Return INSERT … ON CONFLICT DO NOTHING."""
         return insert(table).on_conflict_do_nothing()
 
+    def types(self, table: Table) -> Sequence[str]:
+        """Return the types of a table's columns, as SQL has them."""
+        found = self._types.get(table.name)
+        if found is None:
+            made = [column.type.compile(dialect=self.core) for column in table.columns]
+            found = self._types[table.name] = made
+        return found
+
     def new_run_pks(self, tx: Tx, count: int) -> Sequence[int]:
         """Return numbers from the sequence; some of them may never be used."""
         return [row[0] for row in tx.rows(NEW_PKS, count)]
@@ -401,7 +423,7 @@ class PostgresDialect:
     def is_committed(self, cursor: Any, lost: Tx) -> bool | None:
         """Ask by the transaction's number; None while it is still in progress."""
         assert isinstance(lost, PostgresTx)  # noqa: S101 -- `begin` made it
-        if lost.number is None:  # lost with the answer to its begin: it is known by its id
+        if lost.number is None:  # it is known by its id
             return False
         cursor.execute("SELECT pg_xact_status(%s::xid8)", (lost.number,))
         status = cursor.fetchall()[0][0]

@@ -27,7 +27,10 @@ from agentflow.errors import FencedError, StoreError, UsageError
 from agentflow.storage.statement import FENCED
 
 # Rows of one INSERT: few sizes, so that few statements are prepared.
-ROWS_AT_ONCE = (64, 16, 4, 2, 1)
+ROWS_AT_ONCE = (64, 16, 4, 3, 2, 1)
+ROWS_FENCED = 8  # of one INSERT that goes with its fence
+# A division by nothing is an error of the server, so that it skips what comes behind.
+CHECK = "SELECT 1 / count(*) AS one FROM changed"
 PARAMETERS = 60_000  # of one statement; the protocol counts them in 16 bits
 TEXT, BINARY = 0, 1
 ENDS = ("COMMIT", "ROLLBACK")  # of a transaction, or back to a savepoint
@@ -96,6 +99,23 @@ def insert_of(sql: str, rows: int) -> str:
     found = BEHIND.search(tail)
     end = found.start() if found else len(tail)
     return f"{head} VALUES {', '.join([tail[:end]] * rows)}{tail[end:]}"
+
+
+def fenced_insert(fence: str, insert: str, types: Sequence[str], rows: int) -> str:
+    """Return an INSERT of several rows that fails unless the UPDATE *fence* changes one.
+
+    >>> fenced_insert("UPDATE r SET a=%s", "INSERT INTO t (a) VALUES (%s)", ["BIGINT"], 2)
+    'WITH changed AS (UPDATE r SET a=%s RETURNING 1), checked AS (SELECT 1 / count(*) AS one FROM \
+changed) INSERT INTO t (a) SELECT new.* FROM checked, (VALUES (%s::BIGINT), (%s)) AS new \
+WHERE checked.one = 1'
+    """
+    head, _, _ = insert.partition(" VALUES ")
+    typed = ", ".join(f"%s::{name}" for name in types)
+    plain = ", ".join(["%s"] * len(types))
+    values = ", ".join(f"({row})" for row in [typed, *[plain] * (rows - 1)])
+    checked = f"WITH changed AS ({fence} RETURNING 1), checked AS ({CHECK})"
+    new = f"SELECT new.* FROM checked, (VALUES {values}) AS new WHERE checked.one = 1"  # noqa: S608
+    return f"{checked} {head} {new}"
 
 
 def encoded(values: Sequence[Any]) -> tuple[list[bytes | None], list[int]]:
@@ -176,6 +196,7 @@ class WireCursor:
         self._made = 0
         self._numbered: dict[str, bytes] = {}
         self._inserts: dict[tuple[str, int], str] = {}
+        self._fenced: dict[tuple[str, int], str] = {}
         self._queue: list[Queued] = []
         self._last: list[Queued] = []
 
@@ -208,10 +229,29 @@ class WireCursor:
 
     def must(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None:
         """Ask for one UPDATE with each of *rows*, which must change a row each time."""
-        # A division by nothing is an error of the server, so that it skips what comes behind.
-        checked = f"WITH changed AS ({sql} RETURNING 1) SELECT 1 / count(*) FROM changed"  # noqa: S608
+        checked = f"WITH changed AS ({sql} RETURNING 1) {CHECK}"
         for row in rows:
             self._ask(checked, row, is_fence=True)
+
+    def fenced(
+        self,
+        fence: str,
+        row: Sequence[Any],
+        insert: str,
+        types: Sequence[str],
+        rows: Sequence[Sequence[Any]],
+    ) -> None:
+        """Ask for an UPDATE that must change a row, and for an INSERT of *rows*: one statement."""
+        self._last = []
+        if len(rows) > ROWS_FENCED:
+            self.must(fence, [row])
+            self.executemany(insert, rows)
+            return
+        known = self._fenced.get((fence, len(rows)))
+        if known is None:
+            known = fenced_insert(fence, insert, types, len(rows))
+            self._fenced[fence, len(rows)] = known
+        self._ask(known, [*row, *(value for one in rows for value in one)], is_fence=True)
 
     def _insert(self, sql: str, rows: int) -> str:
         found = self._inserts.get((sql, rows))
@@ -246,17 +286,24 @@ class WireCursor:
         self.flush()
         return [row for one in self._last for row in _rows(one.result)]
 
-    def ask_rows(self, sql: str) -> Callable[[], list[tuple[Any, ...]]]:
-        """Ask for a statement without values; return what gives its rows when they are there."""
+    def ask_rows(self, sql: str) -> Queued:
+        """Ask for a statement without values; `rows_of` gives its rows."""
         asked = Queued(sql, None, None)
         self._queue.append(asked)
+        return asked
 
-        def answer() -> list[tuple[Any, ...]]:
-            if asked.result is None:
-                self.flush()
-            return _rows(asked.result)
+    def rows_of(self, asked: Queued) -> list[tuple[Any, ...]]:
+        """Return the rows of what was asked for."""
+        if asked.result is None:
+            self.flush()
+        return _rows(asked.result)
 
-        return answer
+    def take_back(self, asked: Queued) -> bool:
+        """Do not ask after all; return whether it was not too late."""
+        if asked not in self._queue:
+            return False
+        self._queue.remove(asked)
+        return True
 
     def flush(self) -> None:
         """Send what was asked for, and read all answers: one round trip.
