@@ -9,6 +9,14 @@ from collections.abc import AsyncIterator
 _CHUNK = 65_536
 
 
+def commits(data: bytes) -> bool:
+    """Return whether a client asks for COMMIT, or for a statement that is a whole transaction.
+
+    Such a one is known by the name of the prepared statement, see `WireCursor`.
+    """
+    return b"COMMIT" in data or b"_with\0" in data
+
+
 class Proxy:
     """Passes on what comes, until it is told otherwise.
 
@@ -76,7 +84,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := await source.read(_CHUNK):
                 await self._whole.wait()
-                if is_client and self.cuts and b"COMMIT" in data:
+                if is_client and self.cuts and commits(data):
                     self.cuts -= 1
                     self.cut += 1
                     dead.set()

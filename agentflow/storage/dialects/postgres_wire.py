@@ -7,7 +7,8 @@ double precision out.
 
 Statements without a result are queued. They travel with the next one whose result somebody looks
 at, or with COMMIT, in one round trip. If one fails, the server skips everything behind it, COMMIT
-too, and the error is raised where the results are read.
+too, and the error is raised where the results are read. A transaction of one statement goes without
+its BEGIN and COMMIT.
 """
 
 from __future__ import annotations
@@ -124,27 +125,25 @@ def encoded(values: Sequence[Any]) -> tuple[list[bytes | None], list[int]]:
     Raises:
         UsageError: a text has a NUL character, which PostgreSQL cannot store.
     """
-    found: list[bytes | None] = []
-    formats: list[int] = []
-    for value in values:
-        kind = value.__class__
-        form = TEXT
-        if value is None:
-            made = None
-        elif kind is str:
-            made = value.encode()
-            if b"\0" in made:
-                msg = f"PostgreSQL cannot store the NUL character in {value[:40]!r}"
-                raise UsageError(msg)
-        elif kind is int or kind is bool:
-            made = b"%d" % value
-        elif kind is bytes:
-            made, form = value, BINARY
-        else:
-            made = str(value).encode()
-        found.append(made)
-        formats.append(form)
-    return found, formats
+    found = [
+        value
+        if (kind := value.__class__) is bytes or value is None
+        else b"%d" % value
+        if kind is int
+        else _text(value)
+        for value in values
+    ]
+    return found, [BINARY if value.__class__ is bytes else TEXT for value in values]
+
+
+def _text(value: object) -> bytes:
+    if value.__class__ is bool:
+        return b"1" if value else b"0"
+    text = str(value)
+    if "\0" in text:
+        msg = f"PostgreSQL cannot store the NUL character in {text[:40]!r}"
+        raise UsageError(msg)
+    return text.encode()
 
 
 class Queued:
@@ -316,6 +315,8 @@ class WireCursor:
         asked, self._queue = self._queue, []
         if not asked:
             return
+        if is_one(asked):
+            asked = asked[1:-1]
         self.round_trips += 1
         conn = self._conn
         try:
@@ -343,7 +344,8 @@ class WireCursor:
             name = self._names.get(one.sql)
             if name is None and self._prepares and one.values is not None:
                 self._made += 1
-                name = self._names[one.sql] = b"af%d" % self._made
+                verb = one.sql.partition(" ")[0].lower()
+                name = self._names[one.sql] = f"af{self._made}_{verb}".encode()
                 conn.send_prepare(name, self._text(one.sql))
                 expected.append(one.sql)
             if name is not None:
@@ -410,6 +412,11 @@ class WireCursor:
     def close(self) -> None:
         """Send what is left."""
         self.flush()
+
+
+def is_one(asked: Sequence[Queued]) -> bool:
+    """Return whether this is BEGIN, one statement, COMMIT: alone it is a transaction, too."""
+    return len(asked) == 3 and asked[-1].sql == "COMMIT" and asked[0].sql.startswith("BEGIN")  # noqa: PLR2004
 
 
 def is_fence_broken(failed: pq.abc.PGresult) -> bool:
