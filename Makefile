@@ -48,8 +48,9 @@ bench: $(DEV) ## measure, beside the floor and the peers
 crash: $(DEV) ## kill real processes at every point, then N times at random (N=10000 for the full run)
 	@$(BIN)/python -m tests.crash N=$(N)
 
-chaos: $(DEV) ## many workers on one PostgreSQL, and everything that can go wrong, for 5 minutes (SECONDS=300 WORKERS=6)
+chaos: $(DEV) ## many workers on one PostgreSQL and everything that can go wrong, for 5 minutes (SECONDS=300 WORKERS=6), then 10 of soak (SOAK=600)
 	@$(BIN)/python -m tests.chaos SECONDS=$(or $(SECONDS),300) WORKERS=$(or $(WORKERS),6)
+	@$(BIN)/python -m tests.chaos.soak SECONDS=$(or $(SOAK),600) WORKERS=3
 
 soak: $(DEV) ## many workers for 6 hours: memory, connections and dead rows must not grow (SECONDS=600 for a slice)
 	@$(BIN)/python -m tests.chaos.soak SECONDS=$(or $(SECONDS),21600) WORKERS=$(or $(WORKERS),3)

@@ -21,6 +21,9 @@ KEPT_SECONDS = WINDOW_SECONDS + PERMIT_SECONDS
 LEAST_SHARE = 50  # of 1,000: a vendor that turns everything down is still asked now and then
 EASE_MS, EASE_SHARE = 60_000, 100  # each minute without a refusal a tenth comes back
 ONE_REFUSAL_MS = 5_000  # requests that were in flight together are refused together
+# What waits for tokens asks again before the estimates are over, as most calls take fewer: after so
+# many seconds, and so many of all that wait in each of them.
+AGAIN_SECONDS, AGAIN_AT_ONCE = 5, 10
 
 
 @dataclass(slots=True, kw_only=True)
@@ -67,6 +70,9 @@ class Pace:
             return None
         waiting = sorted([*self.slots, *self.promised])
         later = self._free(waiting, tokens)
+        if later is not None and self.tokens:
+            again = second + AGAIN_SECONDS + len(self.promised) // AGAIN_AT_ONCE
+            later = min(later, max(again, self._free(waiting, 0) or 0))
         at = max(second + 1, later or 0, -(-self.paused_until_ms // 1_000))
         self.promised.append([at, 1, tokens])
         return at * 1_000

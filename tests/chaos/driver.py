@@ -14,7 +14,7 @@ import agentflow
 from agentflow.testing.postgres import PrivateServer
 from tests.chaos.disk import SmallDisk
 from tests.chaos.faults import Faults
-from tests.chaos.flows import MODEL, PURSE, TRIAL
+from tests.chaos.flows import METERED, MODEL, PURSE, TRIAL
 from tests.chaos.load import WINDOW_SECONDS, Load, rate, recovered_after
 from tests.chaos.report import BACK_SECONDS, THROUGHPUT, Outcome
 from tests.chaos.stage import Stage, staged
@@ -41,9 +41,10 @@ class Plan:
         settle_seconds: From the last fault to the second measurement.
         open_runs: Number of short runs that are open at once.
         purse_usd: Limit of the budget that will not do for all.
-        asking: Number of runs that are open at once and ask a model whose requests are limited:
-        a_minute: so many for all together, and
-        a_minute_each: for each key.
+        asking: Number of runs that are open at once, of each shape, and ask a model with a rate:
+        a_minute: so many requests for all together, and
+        a_minute_each: for each key; or
+        tokens_a_minute: so many tokens.
     """
 
     workers: int
@@ -59,6 +60,7 @@ class Plan:
     asking: int = 12
     a_minute: int = 40
     a_minute_each: int = 15
+    tokens_a_minute: int = 600
 
     @property
     def rates(self) -> dict[str, int]:
@@ -82,6 +84,7 @@ async def chaos(
             await client.set_budget("tag", PURSE, plan.purse_usd, on_exhausted="raise")
             for key, most in plan.rates.items():
                 await client.set_rate(MODEL, key=key, requests_per_minute=most)
+            await client.set_rate(METERED, tokens_per_minute=plan.tokens_a_minute)
             await asyncio.sleep(HEARD_SECONDS)
             load = Load(stage, client, plan.open_runs, asking=plan.asking)
             zombie = Zombie(stage.url, stage.look)
@@ -113,6 +116,7 @@ async def chaos(
             letters=load.letters,
             cancelled=load.cancelled,
             rates=plan.rates,
+            tokens_a_minute=plan.tokens_a_minute,
             samples=watch.samples,
             tried=zombie.tried,
             accepted=zombie.accepted,

@@ -14,6 +14,7 @@ from decimal import Decimal
 from agentflow import (
     ActivityContext,
     Agent,
+    ModelSettings,
     Workflow,
     activity,
     start_child,
@@ -22,8 +23,9 @@ from agentflow import (
     workflow,
 )
 from agentflow.errors import BudgetError
+from agentflow.llm.messages import assistant
 from agentflow.llm.request import ModelRequest
-from agentflow.providers.scripted import script
+from agentflow.providers.scripted import estimate, script
 from tests.crash.counter import Outside
 
 TRIAL = "chaos"
@@ -31,6 +33,7 @@ PURSE = "purse"  # a tag whose budget will not do for all
 PRICE = Decimal("0.01")
 ACT_SECONDS = 0.25
 MODEL = "scripted:paced"  # whose requests are limited
+METERED = "scripted:metered"  # whose tokens are
 PEOPLE = 3  # keys, each with a rate of its own; the last one wants as much as the others
 COUNTED = ("act", "pay")
 _HERE = ActivityContext()
@@ -122,12 +125,27 @@ async def spend(n: int) -> int:
 @script("paced")
 async def paced(request: ModelRequest) -> str:
     """Answer as a model that counts its requests, and whose they are."""
-    outside().ask("ask", key=request.messages[-1].text)
+    return await _asked(MODEL, request, "yes")
+
+
+@script("metered")
+async def metered(request: ModelRequest) -> str:
+    """Answer as a model that counts its tokens, with fewer than it may."""
+    return await _asked(METERED, request, "yes " * 20)
+
+
+async def _asked(model: str, request: ModelRequest, answer: str) -> str:
+    usage = estimate(request, assistant(answer))
+    tokens = usage.input_tokens + usage.output_tokens
+    outside().ask("ask", model=model, key=request.messages[-1].text, tokens=tokens)
     await asyncio.sleep(ACT_SECONDS)
-    return "yes"
+    return answer
 
 
-assistant = Agent("chaos", model=MODEL, instructions="Answer.")
+clerk = Agent("chaos", model=MODEL, instructions="Answer.")
+talker = Agent(
+    "chaos", model=METERED, instructions="Answer.", settings=ModelSettings(max_output_tokens=40)
+)
 
 
 def person(n: int) -> str:
@@ -139,7 +157,15 @@ def person(n: int) -> str:
 async def consult(n: int) -> int:
     """Ask a model twice, as often as its rates allow."""
     for _ in range(2):
-        await assistant.run(person(n))
+        await clerk.run(person(n))
+    return n
+
+
+@workflow(key=person)
+async def talk(n: int) -> int:
+    """Ask a model twice, as often as its tokens allow."""
+    for _ in range(2):
+        await talker.run(person(n))
     return n
 
 
@@ -174,6 +200,8 @@ SHAPES = {
     "family": Shape(family, lambda n: {2 * n**2 + (n + 1) ** 2 + (n + 2) ** 2}),
     "spend": Shape(spend, lambda n: {-1, n**2 + (n + 1) ** 2}),
     "consult": Shape(consult, lambda n: {n}),
+    "talk": Shape(talk, lambda n: {n}),
     "marathon": Shape(marathon, lambda n: {sum(i**2 + (i + 1) ** 2 for i in range(n))}),
 }
+ASKING = ("consult", "talk")  # their models keep their pace
 SHORT = ("sequence", "fan", "nap", "sequence", "mail", "sequence", "family", "spend")

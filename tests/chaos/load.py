@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TypeVar
 
 from agentflow.client import Client
 from agentflow.errors import RunEndedError, StoreError
-from tests.chaos.flows import PURSE, SHAPES, SHORT
+from tests.chaos.flows import ASKING, PURSE, SHAPES, SHORT
 from tests.chaos.stage import Stage
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ class Load:
         stage: Where.
         client: Starts runs.
         open_runs: Number of short runs that are open at once.
-        asking: Number of runs beside them that ask a model whose requests are limited.
+        asking: Number of runs beside them that ask a model with a rate, of each shape.
 
     Attributes:
         started: Acknowledged starts: what each run's id was started with.
@@ -46,7 +46,7 @@ class Load:
         self._client = client
         self._open_runs = open_runs
         self._asking = asking
-        self._next_asking = 0
+        self._next_asking = dict.fromkeys(ASKING, 0)
         self._next = 0
         self._stopping = False
 
@@ -78,24 +78,28 @@ class Load:
                 if time.monotonic() > until:
                     raise TimeoutError(await self._left(open_))
             else:
-                await self._fill(self._open_runs - open_, self._asking - asking)
+                lacking = {shape: self._asking - asking[shape] for shape in ASKING}
+                await self._fill(self._open_runs - open_, lacking)
             await asyncio.sleep(LOOK_SECONDS)
 
-    async def _count(self) -> tuple[int, int, int]:
+    async def _count(self) -> tuple[int, dict[str, int], int]:
+        """Return how many are open, how many of these ask, by shape, and how many have ended."""
         found = await self._stage.look.patiently(
             "SELECT count(*) FILTER (WHERE ended_at_ms IS NULL AND parent_pk IS NULL "
-            "AND workflow NOT IN ('marathon', 'consult')), "
+            "AND workflow NOT IN ('marathon', 'consult', 'talk')), "
             "count(*) FILTER (WHERE ended_at_ms IS NULL AND workflow = 'consult'), "
+            "count(*) FILTER (WHERE ended_at_ms IS NULL AND workflow = 'talk'), "
             "count(*) FILTER (WHERE ended_at_ms IS NULL), count(ended_at_ms) "
-            "FILTER (WHERE parent_pk IS NULL AND workflow <> 'consult') FROM runs"
+            "FILTER (WHERE parent_pk IS NULL AND workflow NOT IN ('consult', 'talk')) FROM runs"
         )
-        short, asking, all_, ended = found[0]
-        return (all_ if self._stopping else short), asking, ended
+        short, *asking, all_, ended = found[0]
+        by_shape = dict(zip(ASKING, asking, strict=True))
+        return (all_ if self._stopping else short), by_shape, ended
 
     async def _cancel_asking(self) -> None:
         """End what waits for a model: that may take a minute for each."""
         rows = await self._stage.look.patiently(
-            "SELECT id FROM runs WHERE ended_at_ms IS NULL AND workflow = 'consult'"
+            "SELECT id FROM runs WHERE ended_at_ms IS NULL AND workflow IN ('consult', 'talk')"
         )
         for (id_,) in rows:
             self.cancelled.add(id_)
@@ -114,11 +118,12 @@ class Load:
         )
         return "\n  ".join([f"{count} runs did not end:", *map(str, rows)])
 
-    async def _fill(self, wanted: int, asking: int) -> None:
+    async def _fill(self, wanted: int, asking: Mapping[str, int]) -> None:
         async with asyncio.TaskGroup() as group:
-            for _ in range(asking):
-                n, self._next_asking = self._next_asking, self._next_asking + 1
-                group.create_task(self._one("consult", n))
+            for shape, count in asking.items():
+                for _ in range(count):
+                    group.create_task(self._one(shape, self._next_asking[shape]))
+                    self._next_asking[shape] += 1
             for _ in range(min(wanted, BATCH)):
                 n, self._next = self._next, self._next + 1
                 group.create_task(self._one(SHORT[n % len(SHORT)], n))

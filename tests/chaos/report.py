@@ -17,7 +17,7 @@ from agentflow.testing.facts import read_postgres
 from agentflow.testing.invariants import Effect, problems
 from tests.chaos import vendor, zombie
 from tests.chaos.faults import FULL
-from tests.chaos.flows import COUNTED, PRICE, SHAPES
+from tests.chaos.flows import COUNTED, METERED, MODEL, PRICE, SHAPES
 from tests.chaos.stage import CONCURRENCY, TTL
 from tests.chaos.takeover import Sample
 
@@ -39,6 +39,7 @@ class Outcome:
         letters: Runs that were sent a signal, acknowledged.
         cancelled: Runs that were told to end, if they had not.
         rates: Requests a minute that a model was allowed, by key.
+        tokens_a_minute: Tokens a minute that another was.
         samples: Takeovers.
         tried, accepted: Appends of the zombie.
         before, after: Runs that ended per second, before the faults and when all was over.
@@ -59,6 +60,7 @@ class Outcome:
     letters: Sequence[str]
     cancelled: Collection[str]
     rates: Mapping[str, int]
+    tokens_a_minute: int
     samples: Sequence[Sample]
     tried: int
     accepted: int
@@ -96,7 +98,8 @@ def wrong(url: str, outcome: Outcome) -> list[str]:
     found = problems(url, effects=effects, counted=COUNTED)
     found += _ends(url, outcome)
     found += vendor.overspent(outcome.told, "pay", PRICE, outcome.purse)
-    found += vendor.too_fast(outcome.told, outcome.rates)
+    found += vendor.too_fast(outcome.told, MODEL, outcome.rates)
+    found += vendor.too_many_tokens(outcome.told, METERED, outcome.tokens_a_minute)
     if outcome.accepted:
         found.append(f"{outcome.accepted} appends under an old epoch were accepted")
     if any(outcome.exit_codes):
@@ -158,10 +161,13 @@ def few(outcome: Outcome) -> list[str]:
         found.append(f"not every fault came: {dict(outcome.faults)}")
     if outcome.refused_for_space == 0:
         found.append("a full disk refused nothing")
-    for key, most in vendor.busiest(outcome.told).items():
+    for key, most in vendor.busiest(outcome.told, MODEL).items():
         rate = outcome.rates[vendor.EACH if key else vendor.EVERYBODY]
         if most < USED * rate:
             found.append(f"{key or 'all'} used {most} of a rate of {rate}: nobody had to wait")
+    most = vendor.most_tokens(outcome.told, METERED)
+    if most < USED * outcome.tokens_a_minute:
+        found.append(f"{most} tokens of {outcome.tokens_a_minute} were used: nobody had to wait")
     paid = vendor.billed(outcome.told, "pay", PRICE)
     if paid < Decimal(str(USED)) * outcome.purse:
         found.append(f"{paid} of a budget of {outcome.purse} was billed: nobody was refused")
@@ -201,6 +207,8 @@ def facts_of(outcome: Outcome) -> Iterable[tuple[str, str]]:
         f"{len(upset):,}: longest {share(upset, 1.0):.2f} s",
     )
     yield "requests in the busiest minute, of", _busiest(outcome)
+    tokens = vendor.most_tokens(outcome.told, METERED)
+    yield "tokens in the busiest minute, of", f"{tokens:,} of {outcome.tokens_a_minute:,}"
     paid = vendor.billed(outcome.told, "pay", PRICE)
     yield "billed under a budget, of", f"{paid} of {outcome.purse} USD"
     yield "appends under an old epoch: tried, accepted", f"{outcome.tried:,}, {outcome.accepted}"
@@ -212,7 +220,7 @@ def facts_of(outcome: Outcome) -> Iterable[tuple[str, str]]:
 
 
 def _busiest(outcome: Outcome) -> str:
-    most = vendor.busiest(outcome.told)
+    most = vendor.busiest(outcome.told, MODEL)
     everybody = most.pop(vendor.EVERYBODY)
     all_, each = outcome.rates[vendor.EVERYBODY], outcome.rates[vendor.EACH]
     return f"{everybody} of {all_}; each key at most {max(most.values(), default=0)} of {each}"
@@ -244,8 +252,9 @@ def page(outcome: Outcome) -> str:
 
 def _on_rates(outcome: Outcome) -> str:
     return (
-        "Requests are counted by the process that receives them, with its own clock: each one "
-        "begins a window of 60 seconds, and the fullest window is shown. The budget's bill is what "
-        "that process was asked for, whether or not its answer arrived. Runs that still waited for "
+        "Requests and tokens are counted by the process that receives them, with its own clock: "
+        "each request begins a window of 60 seconds, and the fullest window is shown. The budget's "
+        "bill is what that process was asked for, whether or not its answer arrived. Runs that "
+        "still waited for "
         f"their model at the end ({len(outcome.cancelled)}) were cancelled.\n"
     )

@@ -11,6 +11,7 @@ from tests.chaos import report, vendor
 from tests.chaos.disk import SmallDisk, small_disk
 from tests.chaos.driver import Plan, chaos
 from tests.chaos.faults import FULL
+from tests.chaos.flows import METERED, MODEL
 from tests.crash.counter import running_counter
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow, pytest.mark.postgres]
@@ -58,7 +59,10 @@ async def test_many_workers_in_trouble_lose_and_repeat_nothing(
         url, outcome = await chaos(plan, server, socket, folder, disk)
 
     assert report.wrong(url, outcome) == []
-    assert vendor.busiest(outcome.told)[vendor.EVERYBODY] > 0.5 * plan.a_minute  # and runs waited
+    assert (
+        vendor.busiest(outcome.told, MODEL)[vendor.EVERYBODY] > 0.5 * plan.a_minute
+    )  # and runs waited
+    assert vendor.most_tokens(outcome.told, METERED) > 0.5 * plan.tokens_a_minute
     assert outcome.cancelled
     assert disk is None or outcome.refused_for_space
     assert outcome.tried > 50

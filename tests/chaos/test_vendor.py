@@ -18,6 +18,7 @@ from tests.crash.counter import Outside, running_counter
 
 RUNS = 8
 RATES = {vendor.EVERYBODY: 5, vendor.EACH: 3}
+TOKENS = 200
 LIMIT = Decimal("0.05")
 
 
@@ -56,10 +57,30 @@ async def test_a_rate_that_is_ignored_is_found(
         await _settled(flow)
     told = counter.ask("list")
 
-    busiest = vendor.busiest(told)
+    busiest = vendor.busiest(told, flows.MODEL)
     assert busiest[vendor.EVERYBODY] == (2 * RUNS if planted else 5)
-    found = list(vendor.too_fast(told, RATES))
+    found = list(vendor.too_fast(told, flows.MODEL, RATES))
     assert len(found) == (1 + flows.PEOPLE if planted else 0)
+
+
+@pytest.mark.parametrize("planted", [False, True])
+async def test_a_rate_of_tokens_that_is_ignored_is_found(
+    *, planted: bool, tmp_path: Path, counter: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen requests that want 45 tokens each and take 25, at 200 tokens a minute."""
+    if planted:
+        monkeypatch.setattr(Pace, "ask", lambda *_: None)
+    async with agentflow.open(f"sqlite:///{tmp_path}/r.db", durability="process") as flow:
+        await flow.set_rate(flows.METERED, tokens_per_minute=TOKENS)
+        for n in range(RUNS):
+            await flow.start(flows.talk, n)
+        await _settled(flow)
+    told = counter.ask("list")
+    each = vendor.asks(told, flows.METERED)[0]["tokens"]
+
+    most = vendor.most_tokens(told, flows.METERED)
+    assert most == 2 * RUNS * each if planted else 4 * each <= most <= TOKENS
+    assert bool(list(vendor.too_many_tokens(told, flows.METERED, TOKENS))) == planted
 
 
 @pytest.mark.parametrize("planted", [False, True])
@@ -82,9 +103,11 @@ async def test_a_budget_that_is_ignored_is_found(
 
 def test_a_window_begins_with_any_request() -> None:
     """Three in a minute that no minute of the clock holds; what comes after 60 s is in another."""
-    told = [{"op": "ask", "key": "a", "at": at} for at in (0.0, 59.0, 61.0, 118.9, 119.1)]
+    told = [
+        {"op": "ask", "model": "m", "key": "a", "at": at} for at in (0.0, 59.0, 61.0, 118.9, 119.1)
+    ]
 
-    assert vendor.busiest(told) == {"": 3, "a": 3}
-    assert list(vendor.too_fast(told, {"": 3, "*": 2})) == [
+    assert vendor.busiest(told, "m") == {"": 3, "a": 3}
+    assert list(vendor.too_fast(told, "m", {"": 3, "*": 2})) == [
         "3 requests of a came within 60 s, at a rate of 2"
     ]

@@ -1,8 +1,8 @@
 """What the vendor's side saw of rates and budgets, by the clock of the process that counts.
 
-The product promises that no window of 60 seconds has more requests than the rate, wherever it
-begins: so each request begins one here, and whoever comes within it is counted. A budget's bill is
-what was counted outside, doubtful and repeated calls too.
+The product promises that no window of 60 seconds has more requests, or more tokens, than the rate,
+wherever it begins: so each request begins one here, and whoever comes within it is counted. A
+budget's bill is what was counted outside, doubtful and repeated calls too.
 """
 
 from __future__ import annotations
@@ -18,42 +18,59 @@ EVERYBODY, EACH = "", "*"
 Told = Sequence[Mapping[str, Any]]
 
 
-def most_in_a_window(times: Iterable[float], seconds: float = WINDOW_SECONDS) -> int:
-    """Return the largest number of *times* within any window, its end not included.
+def most_in_a_window(asked: Iterable[tuple[float, int]], seconds: float = WINDOW_SECONDS) -> int:
+    """Return the largest sum within any window, its end not included, of (when, how many).
 
-    >>> most_in_a_window([0.0, 1.0, 59.9, 60.0])
-    3
+    >>> most_in_a_window([(0.0, 1), (1.0, 1), (59.9, 2), (60.0, 2)])
+    5
     """
-    most, window = 0, deque[float]()
-    for at in sorted(times):
-        window.append(at)
-        while at - window[0] >= seconds:
+    most, window = 0, deque[tuple[float, int]]()
+    for at, count in sorted(asked):
+        window.append((at, count))
+        while at - window[0][0] >= seconds:
             window.popleft()
-        most = max(most, len(window))
+        most = max(most, sum(n for _, n in window))
     return most
 
 
-def busiest(told: Told) -> dict[str, int]:
+def busiest(told: Told, model: str) -> dict[str, int]:
     """Return the most requests in a window, by key; those of all keys together under ``""``."""
-    asked: dict[str, list[float]] = {EVERYBODY: []}
-    for one in told:
-        if one["op"] == "ask":
-            asked[EVERYBODY].append(one["at"])
-            asked.setdefault(one["key"], []).append(one["at"])
+    asked: dict[str, list[tuple[float, int]]] = {EVERYBODY: []}
+    for one in asks(told, model):
+        asked[EVERYBODY].append((one["at"], 1))
+        asked.setdefault(one["key"], []).append((one["at"], 1))
     return {key: most_in_a_window(times) for key, times in asked.items()}
 
 
-def too_fast(told: Told, rates: Mapping[str, int]) -> Iterator[str]:
+def most_tokens(told: Told, model: str) -> int:
+    """Return the most tokens in a window."""
+    return most_in_a_window((one["at"], one["tokens"]) for one in asks(told, model))
+
+
+def asks(told: Told, model: str) -> Told:
+    """Return the requests of a model."""
+    return [one for one in told if one["op"] == "ask" and one["model"] == model]
+
+
+def too_fast(told: Told, model: str, rates: Mapping[str, int]) -> Iterator[str]:
     """Yield where more requests came in a window than the rate allows.
 
     Args:
         told: What the counter was told.
+        model: Which model's.
         rates: Requests a minute, of all keys (``""``) and of each key (``*``).
     """
-    for key, most in busiest(told).items():
+    for key, most in busiest(told, model).items():
         rate = rates[EACH if key else EVERYBODY]
         if most > rate:
             yield f"{most} requests of {key or 'all'} came within 60 s, at a rate of {rate}"
+
+
+def too_many_tokens(told: Told, model: str, rate: int) -> Iterator[str]:
+    """Yield where a window had more tokens than the rate allows."""
+    most = most_tokens(told, model)
+    if most > rate:
+        yield f"{most} tokens of {model} came within 60 s, at a rate of {rate}"
 
 
 def billed(told: Told, name: str, price: Decimal) -> Decimal:

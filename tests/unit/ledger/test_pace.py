@@ -70,7 +70,8 @@ def test_a_request_that_is_larger_than_the_rate_goes_when_nothing_else_did() -> 
 
     assert pace.ask(NOW, 500) is None
     pace.take(NOW, 500)
-    assert pace.ask(NOW + 30_000, 1) == NOW + 63_000
+    assert pace.ask(NOW + 62_999, 1) == NOW + 63_000
+    assert pace.ask(NOW + 63_000, 1) is None
 
 
 def test_what_was_taken_more_counts_from_now() -> None:
@@ -79,7 +80,18 @@ def test_what_was_taken_more_counts_from_now() -> None:
     second = pace.take(NOW, 10)
     pace.settle(NOW + 20_000, second, 10, 110)
 
-    assert pace.ask(NOW + 63_000, 10) == NOW + 83_000
+    assert pace.ask(NOW + 82_999, 10) == NOW + 83_000
+    assert pace.ask(NOW + 83_000, 10) is None
+
+
+def test_what_waits_for_tokens_asks_again_before_the_estimates_are_over() -> None:
+    """The calls before it may have taken fewer; a rate of requests has nothing to hope for."""
+    pace = Pace(requests=2, tokens=100)
+    second = pace.take(NOW, 90)
+
+    assert [pace.ask(NOW, 50) for _ in range(3)] == [NOW + 5_000, NOW + 63_000, NOW + 68_000]
+    pace.settle(NOW + 4_000, second, 90, 20)
+    assert pace.ask(NOW + 5_000, 50) is None
 
 
 def test_a_refusal_pauses_everybody_and_halves_the_rate_for_a_while() -> None:
