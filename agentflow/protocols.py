@@ -641,6 +641,7 @@ class RunFilter:
         attributes: Attribute values that must be equal.
         ended_before_ms: They have ended, and before this time.
         has_history: Leave out those whose history was pruned.
+        below_pk: Only those with a smaller number, which stand behind it in a list.
     """
 
     project: str | None = None
@@ -653,6 +654,7 @@ class RunFilter:
     limit: int = 100
     ended_before_ms: int | None = None
     has_history: bool = False
+    below_pk: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

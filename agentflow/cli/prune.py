@@ -88,10 +88,8 @@ async def _prune(
         with _Archive(archive) as file:
             while rows := await client.store.list_runs(mine):
                 await file.keep(client, rows)
-                pruned = await client.store.prune([row.pk for row in rows])
-                done += pruned
-                if not pruned:
-                    break  # somebody has just reopened them
+                done += await client.store.prune([row.pk for row in rows])
+                mine = replace(mine, below_pk=rows[-1].pk)  # somebody may have reopened some
         bodies = await client.store.sweep(client.codec.cipher) if done else 0
         return {"dry_run": False, "runs": done, "bodies": bodies, "archive": archive}
 

@@ -396,7 +396,8 @@ def activity(fn: Any = None, /, *, name: str | None = None, **terms: Any) -> Any
             ``on_doubt``: what happens after a crash in mid-call: ``retry`` (default), ``fail``,
             or ``ask`` a person (default for ``once``).
             ``reconcile``: called with the same arguments after a crash in mid-call; returns
-            the result if the call happened, or raises `LookupError` if it did not.
+            the result if the call happened, or raises `LookupError` itself (a `KeyError` is a
+            bug) if it did not.
 
     Returns:
         The activity. In a workflow, ``await`` its calls; elsewhere it is a plain call.

@@ -122,9 +122,12 @@ class Database:
         self._new_jobs.flush(asyncio.get_running_loop())
         self._new_questions.flush(asyncio.get_running_loop())
         self._closing.set()
-        await asyncio.get_running_loop().run_in_executor(readers, self._writer.close)
-        readers.shutdown()
         self._readers = None
+        await asyncio.to_thread(self._disconnect, readers)
+
+    def _disconnect(self, readers: ThreadPoolExecutor) -> None:
+        self._writer.close()
+        readers.shutdown()
         self.dialect.close()
 
     async def write(self, verb: Verb[A, R], argument: A) -> R:

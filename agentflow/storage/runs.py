@@ -348,11 +348,17 @@ def conditions(tx: Tx, wanted: RunFilter) -> list[ColumnElement[bool]]:
         where.append(runs.c.ended_at_ms < wanted.ended_before_ms)
     if wanted.has_history:
         where.append(runs.c.pruned_at_ms.is_(None))
+    if wanted.below_pk is not None:
+        where.append(runs.c.pk < wanted.below_pk)
     where += [tx.dialect.has_attribute(k, v) for k, v in wanted.attributes.items()]
     return where
 
 
 # -- owning
+
+
+# Of the runs of dead workers, where there are peers to share them: each has to be replayed.
+TAKEN_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +378,8 @@ def claim(tx: Tx, wanted: Claiming) -> list[Claimed]:
     me, room = wanted.worker_id, wanted.limit
     woken = own(tx, me, wanted.own_after, room) if wanted.own_after is not None else []
     room -= len(woken)
-    dead = due(tx, wanted, left(tx, me), room) if wanted.take_over else []
+    most = min(room, TAKEN_AT_ONCE) if tx.dialect.is_shared else room
+    dead = due(tx, wanted, left(tx, me), most) if wanted.take_over else []
     tx.many(CLAIM, [(me, 1, pk) for pk in dead])
     free = queues.free_runs(
         tx,

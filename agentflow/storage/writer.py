@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import Connection
@@ -91,12 +92,14 @@ class Writer:
         self._foreign = 0
         self._watch_at = 0.0
         self._closing = threading.Event()
+        self._is_over = True
 
     # -- the callers' side
 
     def connect(self, prepare: Callable[[Connection], None]) -> None:
         """Connect, and let *prepare* create or migrate the schema; in any thread."""
         self._closing.clear()
+        self._is_over = False
         self._conn = self._dialect.connect_writer()
         try:
             prepare(self._conn)
@@ -119,10 +122,9 @@ class Writer:
 
     def put(self, jobs: list[Job]) -> None:
         """Take *jobs* for the next group."""
-        if self.is_open:
-            self._jobs.put(jobs)
-        else:
-            deliver(jobs, [StoreError("the store is closed") for _ in jobs])
+        self._jobs.put(jobs)
+        if self._is_over:
+            self._refuse()
 
     def close(self) -> None:
         """Finish what is queued and disconnect; blocks."""
@@ -131,6 +133,15 @@ class Writer:
             self._closing.set()
             self._jobs.put(None)
             thread.join()
+        self._is_over = True
+        self._refuse()
+
+    def _refuse(self) -> None:
+        """Answer what came too late; where two threads are here, each job is one's."""
+        with suppress(queue.Empty):
+            while True:
+                jobs = self._jobs.get_nowait() or []
+                deliver(jobs, [StoreError("the store is closed") for _ in jobs])
 
     def on_change(self, wake: Wake) -> None:
         """Call *wake* (from any thread) soon after messages or runs were written."""

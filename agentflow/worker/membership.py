@@ -127,6 +127,10 @@ class Membership:
         self._look_at = now + self.look_seconds
         return True
 
+    def look_again(self) -> None:
+        """Look at the next turn: there were some, and a claim takes a few of them only."""
+        self._look_at = 0.0
+
     @property
     def look_seconds(self) -> float:
         """How often dead workers are looked for, in seconds."""

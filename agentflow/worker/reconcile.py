@@ -23,7 +23,8 @@ async def reconcile(
     """Call the activity's `reconcile` with the call's arguments and deliver what it says.
 
     It returns the result where the call happened, and raises `LookupError` where it did not: then
-    the call runs again. Any other exception fails the call.
+    the call runs again. Any other exception fails the call: a `KeyError` may come from a bug, and
+    what is repeated because of one may be a payment.
     """
     call = command.call
     asked = call.activity_call
@@ -44,9 +45,10 @@ async def reconcile(
             result = await result
         sync_point("reconcile.after_call")
         deliver(attempt.completed(activity, result))
-    except LookupError:
-        again(command)
     except Exception as error:  # noqa: BLE001 -- every failure is data
+        if type(error) is LookupError:
+            again(command)
+            return
         parts = Parts()
         failure, payload = encode_failure(error, house.codec, parts)
         event = ev.ActivityFailed(key=call.key, payload=payload, attempt=command.attempt)

@@ -444,6 +444,9 @@ class Worker:
             take_over=self.membership.looks_for_dead(), own_after=self._own_after,
         )  # fmt: skip
         is_full = len(claimed) == room
+        if any(one.took_over for one in claimed) and self.membership.is_shared:
+            self.membership.look_again()
+            is_full = True
         if self._own_after is not None:
             woken = [one.row.pk for one in claimed if one.is_own]
             self._own_after = max([self._own_after, *woken]) if is_full else None

@@ -55,6 +55,21 @@ def test_old_histories_go_into_an_archive_and_come_back() -> None:
     assert call("doctor", "--json").json["database"]["orphaned_bodies"] == 0
 
 
+def test_runs_that_cannot_be_pruned_do_not_hold_up_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody owns the newest: its page is passed over."""
+    monkeypatch.setattr("agentflow.cli.prune._AT_ONCE", 1)
+    for id_ in ("run-1", "run-2", "run-3"):
+        call("run", flow("cli_pages"), "1", id_, "--id", id_)
+    ended_long_ago("run-1", "run-2", "run-3")
+    with sqlite3.connect("agentflow.db") as db:
+        db.execute("UPDATE runs SET owner = 'w' WHERE id = 'run-3'")
+    db.close()
+
+    assert call("prune", "--older-than", "1d", "--json").json["runs"] == 2
+
+
 def test_prune_says_what_is_wrong(here: Path) -> None:
     """Too young, an archive that exists, nothing to do."""
     call("run", flow("cli_pages"), "1", "--id", "run-1")

@@ -77,6 +77,11 @@ class Outcome:
     @property
     def takeovers(self) -> list[float]:
         """Seconds of the takeovers while the server was well, in order."""
+        return sorted(s.owned for s in self.samples if not s.disturbed)
+
+    @property
+    def first_events(self) -> list[float]:
+        """Seconds until the history of these runs went on, in order."""
         return sorted(s.seconds for s in self.samples if not s.disturbed)
 
 
@@ -194,14 +199,12 @@ def facts_of(outcome: Outcome) -> Iterable[tuple[str, str]]:
         yield "writes that found the disk full", f"{outcome.refused_for_space:,}"
     yield "replies to COMMIT lost", f"{outcome.cuts}"
     yield "effects, refused for an old token", f"{told['begin']:,}, {told['late']}"
-    yield (
-        "takeovers timed: p50, p99, longest",
-        f"{len(calm):,}: {', '.join(f'{share(calm, part):.2f} s' for part in (0.5, 0.99, 1.0))}",
-    )
+    yield "takeovers timed: p50, p99, longest", f"{len(calm):,}: {_spread(calm)}"
+    yield "until the history of these runs went on", _spread(outcome.first_events)
     for fault in sorted({s.fault for s in outcome.samples}):
-        mine = sorted(s.seconds for s in outcome.samples if s.fault == fault and not s.disturbed)
+        mine = sorted(s.owned for s in outcome.samples if s.fault == fault and not s.disturbed)
         yield f"takeovers after {fault}", f"{len(mine):,}: longest {share(mine, 1.0):.2f} s"
-    upset = sorted(s.seconds for s in outcome.samples if s.disturbed)
+    upset = sorted(s.owned for s in outcome.samples if s.disturbed)
     yield (
         "takeovers while the server was in trouble",
         f"{len(upset):,}: longest {share(upset, 1.0):.2f} s",
@@ -217,6 +220,10 @@ def facts_of(outcome: Outcome) -> Iterable[tuple[str, str]]:
         "runs per second: before, after the last fault",
         f"{outcome.before:.1f}, {outcome.after:.1f}; {THROUGHPUT:.0%} after {back}",
     )
+
+
+def _spread(times: Sequence[float]) -> str:
+    return ", ".join(f"{share(times, part):.2f} s" for part in (0.5, 0.99, 1.0))
 
 
 def _busiest(outcome: Outcome) -> str:
@@ -243,8 +250,9 @@ def page(outcome: Outcome) -> str:
         "another process, which refuses a fencing token that is older than one it has seen. In "
         "the end every run must have ended once, with the right result, and "
         "`agentflow.testing.verify` must find nothing; no budget may be passed, and no effect may "
-        "be repeated within an attempt or follow an outcome. A takeover is timed from the harm to "
-        "the first event under the new epoch.\n\n"
+        "be repeated within an attempt or follow an outcome. A takeover is timed from the harm "
+        "until a peer owns the run, and then until its history goes on: in between, it is "
+        "replayed.\n\n"
         f"{table(outcome)}\n\n"
         f"{_on_rates(outcome)}"
     )

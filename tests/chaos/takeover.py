@@ -1,4 +1,7 @@
-"""How long a dead worker's runs wait: from the harm to the first event under the new epoch."""
+"""How long a dead worker's runs wait: until a peer owns them, and until their history goes on.
+
+Between the two lies the replay of what has been recorded.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,13 @@ class Sample:
 
     Attributes:
         fault: What its worker suffered.
-        seconds: How long it took.
+        owned: Seconds from the harm to the new epoch.
+        seconds: Seconds from the harm to the first event under it.
         disturbed: Whether the server was in trouble too: then it is no matter of the lease.
     """
 
     fault: str
+    owned: float
     seconds: float
     disturbed: bool
 
@@ -76,6 +81,7 @@ class Watch:
         self, left: list[tuple[int, int, int]], fault: str, began: float, *, calm: bool
     ) -> None:
         waiting = {pk: (epoch, seq) for pk, epoch, seq in left}
+        owned: dict[int, float] = {}
         while waiting and time.monotonic() - began < LONGEST_SECONDS:
             await asyncio.sleep(LOOK_SECONDS)
             calm = calm and self.is_calm
@@ -86,12 +92,17 @@ class Watch:
             took = time.monotonic() - began
             for pk, epoch, seq, ended in rows or ():
                 before, seq_before = waiting[pk]
+                if epoch > before:
+                    owned.setdefault(pk, took)
                 if epoch > before and seq > seq_before:
-                    self.samples.append(Sample(fault, took, disturbed=not calm))
+                    self.samples.append(Sample(fault, owned[pk], took, disturbed=not calm))
                     del waiting[pk]
                 elif ended is not None or (epoch == before and seq > seq_before):
                     del waiting[pk]  # it was committed as its worker died, or never left it
-        self.samples += [Sample(fault, LONGEST_SECONDS, disturbed=not calm) for _ in waiting]
+        never = LONGEST_SECONDS
+        self.samples += [
+            Sample(fault, owned.get(pk, never), never, disturbed=not calm) for pk in waiting
+        ]
 
     async def done(self) -> None:
         """Wait for the last ones."""

@@ -574,11 +574,14 @@ async def test_a_once_call_in_doubt_asks_a_person(url: str) -> None:
         assert "ActivityInDoubt" in kinds(await run.history())
 
 
-async def test_reconcile_asks_the_outside_world(url: str) -> None:
-    """A reconcile function says what happened to the doubtful call."""
+@pytest.mark.parametrize("error", [None, LookupError, KeyError])
+async def test_reconcile_asks_the_outside_world(url: str, error: type[Exception] | None) -> None:
+    """It says what happened to the doubtful call; one that breaks is no reason to repeat it."""
     hang = asyncio.Event()
 
     async def look(amount: int) -> int:
+        if error is not None:
+            raise error
         return amount * 100
 
     @activity(name="charge2", effect="once", reconcile=look)
@@ -595,9 +598,15 @@ async def test_reconcile_asks_the_outside_world(url: str) -> None:
         run = await flow.start(charges2, id="c")
         await until(run, lambda _: bool(CALLS))
         await die_in(flow)
+    hang.set()
     async with opened(url) as flow:
-        assert await (await flow.get("c")).result() == 500
-    assert CALLS == ["charge 5"]
+        again = await flow.get("c")
+        if error is KeyError:
+            with pytest.raises(RunFailedError, match="KeyError"):
+                await again.result()
+        else:
+            assert await again.result() == (500 if error is None else 5)
+    assert len(CALLS) == (2 if error is LookupError else 1)
 
 
 async def test_a_model_call_in_doubt_is_in_the_ledger_as_unknown(url: str) -> None:

@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from decimal import Decimal
@@ -38,7 +39,7 @@ from agentflow.storage.dialects import sqlite
 from agentflow.storage.dialects.sqlite import SqliteDialect
 from agentflow.storage.schema import SCHEMA_VERSION
 from agentflow.storage.statement import Tx
-from agentflow.storage.writer import each
+from agentflow.storage.writer import Job, each
 from agentflow.testing.store_conformance import (
     FIRST_MS,
     StoppedClock,
@@ -215,6 +216,35 @@ async def test_a_watcher_whose_loop_is_closed_is_forgotten(w: World, path: Path)
     await w.start("r1")
 
     assert (await w.start("r2")).id == "r2"
+
+
+@in_file
+async def test_a_write_that_comes_while_the_store_closes_is_answered(w: World, path: Path) -> None:
+    """It is refused, not forgotten: somebody waits for it."""
+    busy, go = threading.Event(), threading.Event()
+
+    def hold(tx: Tx, _: None) -> None:
+        busy.set()
+        go.wait(10)
+
+    assert isinstance(w.store, SqlStore)
+    writer, loop = w.store._db._writer, asyncio.get_running_loop()
+    held = w.store._db.submit(each(hold), None)
+    await asyncio.to_thread(busy.wait, 10)
+    closing = asyncio.create_task(w.store.close())
+    while writer.is_open:
+        await asyncio.sleep(0.001)
+    late = loop.create_future()
+    writer.put([Job(each(hold), None, late, loop)])
+    go.set()
+    await closing
+    after = loop.create_future()
+    writer.put([Job(each(hold), None, after, loop)])
+
+    await held
+    for refused in (late, after):
+        with pytest.raises(StoreError, match="closed"):
+            await asyncio.wait_for(refused, 10)
 
 
 @in_file

@@ -10,7 +10,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import AbstractAsyncContextManager, closing, suppress
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from multiprocessing import get_context
@@ -21,9 +21,10 @@ import anthropic
 import openai
 
 import agentflow
-from agentflow import Agent, ModelSettings, tool, workflow
+from agentflow import Agent, Flow, ModelSettings, tool, workflow
 from agentflow.activities.llm_call import llm_call
 from agentflow.engine.definition import Latency
+from agentflow.errors import RunCancelledError
 from agentflow.history import events as ev
 from agentflow.llm.stream import Delta, StreamItem
 from agentflow.protocols import Provider
@@ -108,29 +109,54 @@ class Life:
 
 def live(life: Life) -> None:
     """Work on the run until it ends, or until this process does."""
+    _set_trap(life.point, life.hit)
+    asyncio.run(_work(life))
+
+
+def _set_trap(point: str, hit: int) -> None:
+    """Kill this process at a hit of a point."""
     hits: Counter[str] = Counter()
 
     def trap(name: str) -> None:
         hits[name] += 1
-        if name == life.point and hits[name] == life.hit:
+        if name == point and hits[name] == hit:
             os.kill(os.getpid(), signal.SIGKILL)
 
     arm(trap)
-    asyncio.run(_work(life))
 
 
 async def _work(life: Life) -> None:
-    async with (
-        asyncio.timeout(20),
-        agentflow.open(
-            f"sqlite:///{life.database}",
-            durability="process",
-            providers=[_provider(life)],
-            prices=Prices(),
-            worker=WorkerOptions(quarantine_after=0, deferral=_HASTY),
-        ) as flow,
-    ):
+    async with asyncio.timeout(20), _opened(life, _HASTY) as flow:
         await (await flow.get("r")).result()
+
+
+def _opened(life: Life, deferral: Deferral) -> AbstractAsyncContextManager[Flow]:
+    return agentflow.open(
+        f"sqlite:///{life.database}",
+        durability="process",
+        providers=[_provider(life)],
+        prices=Prices(),
+        worker=WorkerOptions(quarantine_after=0, deferral=deferral),
+    )
+
+
+def live_with_two(life: Life) -> None:
+    """Work on two runs whose calls share a batch until both are over, or this process is.
+
+    One is given up by somebody else; what it cost is booked when the answer comes.
+    """
+    _set_trap(life.point, life.hit)
+    asyncio.run(_work_on_two(life))
+
+
+async def _work_on_two(life: Life) -> None:
+    both = replace(_HASTY, quiet=timedelta(milliseconds=300), longest=timedelta(seconds=2))
+    async with asyncio.timeout(20), _opened(life, both) as flow:
+        await (await flow.get("o")).result()
+        with suppress(RunCancelledError):
+            await (await flow.get("r")).result()
+        while not any(row.record.status == "ok" for row in await flow.store.ledger("default", "r")):  # noqa: ASYNC110 -- no event
+            await asyncio.sleep(0.01)
 
 
 def _provider(life: Life) -> Provider:
@@ -165,14 +191,7 @@ class Asking:
 
 def live_asking(what: Asking, point: str, hit: int) -> None:
     """Work on the runs until they end, or until this process does."""
-    hits: Counter[str] = Counter()
-
-    def trap(name: str) -> None:
-        hits[name] += 1
-        if name == point and hits[name] == hit:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    arm(trap)
+    _set_trap(point, hit)
     asyncio.run(_answer(what))
 
 
@@ -288,6 +307,51 @@ async def killed(
             problems=problems(file),
             shown=_shown(file),
         )
+
+
+async def given_up(forks: Any, folder: Path, kind: str, kill: Kill) -> Trial:
+    """Start two runs whose calls share a batch; the first is cancelled once it is sent.
+
+    The batch is done when the run has ended; a process dies at *kill*, and one lives.
+    """
+    file = folder / "r.db"
+    async with agentflow.connect(f"sqlite:///{file}") as client:
+        run = await client.start(weighing, kind, id="r", budget_usd="1")
+        await client.start(weighing, kind, id="o")
+        with LoopbackServer(lambda seen: TURNS[seen.turns]) as server:
+            server.batches.seconds = 3600
+            life = Life(url=server.url, database=str(file), kind=kind)
+            point, hit = kill
+            process = forks.Process(
+                target=live_with_two, args=(replace(life, point=point, hit=hit),)
+            )
+            process.start()
+            lives = [process]
+            until = time.monotonic() + _LIFE_SECONDS
+            is_told = False
+            while lives[-1].exitcode != 0:
+                assert time.monotonic() < until, "it takes too long"
+                if lives[-1].exitcode is not None:
+                    assert lives[-1].exitcode == -signal.SIGKILL
+                    lives.append(forks.Process(target=live_with_two, args=(life,)))
+                    lives[-1].start()
+                status = (await run.info()).status
+                if not is_told and server.batches.all and status == "waiting":
+                    await run.cancel("changed my mind")
+                    is_told = True
+                if status == "cancelled" and server.batches.seconds:
+                    server.batches.seconds = 0
+                    server.batches.all[0].done_at = 0
+                await asyncio.sleep(0.01)
+            assert len(lives) == 2, "it did not get there"
+            given, _ = read_file(file).runs
+            return Trial(
+                posts=len(server.requests),
+                billed_tokens=server.billed_tokens,
+                facts=given,
+                doubtful_pico_usd=read_file(file).budgets[0]["doubtful_pico_usd"],
+                problems=problems(file),
+            )
 
 
 def _die(forks: Any, life: Life, server: LoopbackServer) -> None:

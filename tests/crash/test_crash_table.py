@@ -27,9 +27,6 @@ RECOVERY_ONLY = {
     "llm.before_resume",
 }
 
-# A deferred call that is cancelled: no trial dies over one yet.
-NOT_KILLED_YET = {"deferred.before_withdraw", "parcel.after_late"}
-
 
 @pytest.fixture(scope="module")
 def run() -> Iterator[Run]:
@@ -81,7 +78,7 @@ def test_every_point_is_hit(clean: list[Result], once: list[Result]) -> None:
     """No point in the source is out of reach; no workload has answers that may wait."""
     hit = {point for r in (*clean, *once) for point in r.hits}
 
-    wanted = set(SYNC_POINTS) - LATER_POINTS - NOT_KILLED_YET
+    wanted = set(SYNC_POINTS) - LATER_POINTS
     assert sorted(wanted - hit) == []
     assert sorted(wanted - RECOVERY_ONLY - {p for r in clean for p in r.hits}) == []
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.crash.inflight import LATER, Kill, Trial, killed, processes
+from tests.crash.inflight import LATER, Kill, Trial, given_up, killed, processes
 
 pytestmark = [pytest.mark.crash, pytest.mark.slow]
 
@@ -50,8 +50,10 @@ ONE_STEP_FURTHER = [
     ("parcel.before_deliver", 1),
     ("parcel.after_deliver", 1),
 ]
+GIVEN_UP = [("deferred.before_withdraw", 1), ("parcel.after_late", 1)]
 KILLS = [*UNSENT, *SENT_LATER, *KNOWN_LATER, *ONE_STEP_FURTHER]
 POINTS = {point for point, _ in KILLS if point.startswith("parcel.")}
+POINTS |= {point for point, _ in GIVEN_UP}
 BATCHES = [kind for kind in LATER if kind != "window"]
 
 
@@ -82,6 +84,23 @@ async def test_a_batch_is_paid_once_however_often_its_worker_dies(
     assert_sound(trial)
     assert (trial.posts, trial.doubts) == (2, [])
     assert (trial.booked_tokens, trial.unknown) == (trial.billed_tokens, 0)
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+@pytest.mark.parametrize("kill", GIVEN_UP)
+async def test_an_answer_that_nobody_waits_for_is_booked_once_wherever_its_worker_dies(
+    forks: Any, tmp_path: Path, kind: str, kill: Kill
+) -> None:
+    """The rest of the batch goes on: what the cancelled call cost is in the books of its run."""
+    trial = await given_up(forks, tmp_path, kind, kill)
+
+    assert trial.problems == []
+    assert trial.facts.row["status"] == "cancelled"
+    assert (trial.posts, trial.doubtful_pico_usd) == (3, 0)
+    assert [(a["status"], a["cost_status"]) for a in trial.facts.attempts] == [
+        ("in_doubt", "unknown_usage"),
+        ("ok", "adjusted"),
+    ]
 
 
 @pytest.mark.parametrize("kill", KNOWN_LATER)
