@@ -19,8 +19,9 @@ _LINK = re.compile(r"\]\((?!https?://)([^)#]*)(#[^)]+)?\)")
 README_LINES = 200
 MEASURED = {
     ROOT / "docs/crash-table.md",
+    ROOT / "docs/chaos.md",
     ROOT / "benchmarks/README.md",
-}  # by make crash, make bench
+}  # by make crash, make chaos, make bench
 
 
 @pytest.fixture
