@@ -489,6 +489,9 @@ class Appended:
     inbox_first: bool = False
 
 
+CLAIM_SHARE = 64  # runs of one claim where there are peers
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed:
     """A run that this worker owns now.
@@ -1000,7 +1003,8 @@ class Store(Protocol):
         An owner is dead if its lease has run out, or if it has none; where one process owns the
         database, every other one. `take_over` says whether to look for runs of the dead;
         `own_after` asks for due runs with a larger pk that are this worker's already: those that
-        `wake_parked` gave, and those of a claim whose answer was lost.
+        `wake_parked` gave, and those of a claim whose answer was lost. Where other workers are
+        alive, `CLAIM_SHARE` runs are taken at most, and 16 of the dead: the others are for them.
         """
         ...
 

@@ -120,6 +120,12 @@ def bury(tx: Tx) -> None:
         tx.conn.execute(workers.delete().where(workers.c.id.in_(gone)))
 
 
+def has_peers(tx: Tx, me: str) -> bool:
+    """Return whether another worker is alive."""
+    alive = select(leases.c.worker_id).where(leases.c.until_ms > tx.now_ms)
+    return tx.conn.execute(alive.where(leases.c.worker_id != me).limit(1)).first() is not None
+
+
 def dead_owners(tx: Tx, me: str) -> list[str]:
     """Return the owners of runs that have no lease, or one that has run out.
 

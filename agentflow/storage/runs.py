@@ -12,7 +12,17 @@ from agentflow.errors import AmbiguousIdError, InputMismatchError, NotFoundError
 from agentflow.history.audit import GENESIS
 from agentflow.history.events import data_of
 from agentflow.ledger.budgets import Limits
-from agentflow.protocols import ENDED, Append, Claimed, Message, NewRun, RunFilter, RunRow, Served
+from agentflow.protocols import (
+    CLAIM_SHARE,
+    ENDED,
+    Append,
+    Claimed,
+    Message,
+    NewRun,
+    RunFilter,
+    RunRow,
+    Served,
+)
 from agentflow.storage import inbox, leases, queues
 from agentflow.storage.payloads import dumps, stored_payload, write_parts
 from agentflow.storage.plan import State, Writer
@@ -381,16 +391,30 @@ def claim(tx: Tx, wanted: Claiming) -> list[Claimed]:
     most = min(room, TAKEN_AT_ONCE) if tx.dialect.is_shared else room
     dead = due(tx, wanted, left(tx, me), most) if wanted.take_over else []
     tx.many(CLAIM, [(me, 1, pk) for pk in dead])
-    free = queues.free_runs(
-        tx,
-        lambda most: due(tx, wanted, runs.c.owner.is_(None), most),
-        lambda pks: tx.many(CLAIM, [(me, 0, pk) for pk in pks]),
-        serves(wanted.served),
-        queues.Room(now_of(tx, wanted), room - len(dead), wanted.served.queues),
-    )
+    free = take_free(tx, wanted, room - len(dead))
     rows = rows_by_pk(tx, [*woken, *dead, *free])
     left_, owned = set(dead), set(woken)
     return [Claimed(row=row, took_over=row.pk in left_, is_own=row.pk in owned) for row in rows]
+
+
+def take_free(tx: Tx, wanted: Claiming, room: int) -> list[int]:
+    """Take due runs without an owner; a part of them, where many are due and there are peers."""
+
+    def take(most: int) -> list[int]:
+        return queues.free_runs(
+            tx,
+            lambda most: due(tx, wanted, runs.c.owner.is_(None), most),
+            lambda pks: tx.many(CLAIM, [(wanted.worker_id, 0, pk) for pk in pks]),
+            serves(wanted.served),
+            queues.Room(now_of(tx, wanted), most, wanted.served.queues),
+        )
+
+    if not tx.dialect.is_shared or room <= CLAIM_SHARE:
+        return take(room)
+    found = take(CLAIM_SHARE)
+    if len(found) == CLAIM_SHARE and not leases.has_peers(tx, wanted.worker_id):
+        found += take(room - CLAIM_SHARE)
+    return found
 
 
 def own(tx: Tx, me: str, after_pk: int, limit: int) -> list[int]:

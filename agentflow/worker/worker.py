@@ -27,6 +27,7 @@ from agentflow.history import events as ev
 from agentflow.llm.stream import StreamItem
 from agentflow.loading import load
 from agentflow.protocols import (
+    CLAIM_SHARE,
     Append,
     Claimed,
     InboxRow,
@@ -443,7 +444,7 @@ class Worker:
             self.id, now_ms=self._claimed_ms, limit=room, served=self._served(),
             take_over=self.membership.looks_for_dead(), own_after=self._own_after,
         )  # fmt: skip
-        is_full = len(claimed) == room
+        is_full = len(claimed) >= min(room, CLAIM_SHARE)
         if any(one.took_over for one in claimed) and self.membership.is_shared:
             self.membership.look_again()
             is_full = True

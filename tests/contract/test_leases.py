@@ -15,6 +15,7 @@ from agentflow.clock import SystemClock
 from agentflow.errors import StoreError
 from agentflow.history import events as ev
 from agentflow.protocols import (
+    CLAIM_SHARE,
     EVERYTHING,
     Append,
     Appended,
@@ -23,6 +24,7 @@ from agentflow.protocols import (
     StoredHistory,
     WorkerCard,
 )
+from agentflow.storage.runs import TAKEN_AT_ONCE
 from agentflow.storage.store import SqlStore
 from agentflow.testing.store_conformance import World
 from agentflow.worker.worker import _SPARE_TIMERS, WorkerOptions
@@ -86,6 +88,31 @@ async def one_slow_call(seconds: float) -> str:
 async def card(store: SqlStore, id_: str, lease_ms: int = LEASE_MS) -> None:
     """Introduce a worker."""
     await store.register(WorkerCard(id=id_, host="h", pid=1, workflows={"w": "2"}), lease_ms)
+
+
+@looped
+async def test_runs_are_shared_with_peers(tmp_path: Path) -> None:
+    """A worker alone takes all that is due; next to another a part, and fewer of the dead."""
+    store = shared_store(tmp_path / "a.db")
+    await store.open()
+    w = World(store, SystemClock())  # type: ignore[arg-type]
+    due = CLAIM_SHARE + TAKEN_AT_ONCE
+
+    async def claim(worker: str) -> int:
+        now = SystemClock().now_ms()
+        return len(await store.claim(worker, now_ms=now, limit=4 * CLAIM_SHARE))
+
+    await card(store, "alone", 60_000)
+    await store.start([w.new(f"a{i}") for i in range(due)])
+    assert [await claim("alone"), await claim("alone")] == [due, 0]
+    await card(store, "peer", 60_000)
+    await store.start([w.new(f"b{i}") for i in range(due)])
+    assert [await claim("alone"), await claim("peer")] == [CLAIM_SHARE, TAKEN_AT_ONCE]
+    await store.start([w.new(f"c{i}") for i in range(due)])
+    assert await claim("unknown, so dead") == CLAIM_SHARE
+    assert await claim("alone") == TAKEN_AT_ONCE + (due - CLAIM_SHARE)
+    assert await claim("peer") == TAKEN_AT_ONCE
+    await store.close()
 
 
 @looped
