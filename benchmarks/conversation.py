@@ -13,10 +13,7 @@ import agentflow
 from agentflow.activities.llm_call import llm_call
 from agentflow.agents import keep_last
 from agentflow.history.events import ActivityScheduled
-from agentflow.llm.messages import assistant
-from agentflow.llm.request import ModelRequest
-from agentflow.llm.response import ModelResponse
-from agentflow.llm.usage import Usage
+from agentflow.llm import ModelRequest, ModelResponse, Usage, assistant
 from agentflow.protocols import ProviderCall
 
 ARGS = arguments(turns=400, window=0)

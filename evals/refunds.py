@@ -25,7 +25,7 @@ from pydantic import BaseModel
 import agentflow
 from agentflow import Agent, RunFailedError, start_child, tool, workflow
 from agentflow.ledger.reports import RunCost
-from agentflow.llm.request import ModelRequest
+from agentflow.llm import ModelRequest
 from agentflow.providers.scripted import ToolCall, call, script
 
 INSTRUCTIONS = (

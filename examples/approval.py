@@ -17,7 +17,7 @@ from _model import model
 
 import agentflow
 from agentflow import Agent, Run, tool, workflow
-from agentflow.llm.request import ModelRequest
+from agentflow.llm import ModelRequest
 from agentflow.providers.scripted import ToolCall, call, script
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from _model import model
 
 from agentflow import ActivityContext, Agent, NonRetryableError, run_sync, tool, workflow
-from agentflow.llm.request import ModelRequest
+from agentflow.llm import ModelRequest
 from agentflow.providers.scripted import ToolCall, call, script
 
 

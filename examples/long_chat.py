@@ -20,8 +20,7 @@ from _model import model
 import agentflow
 from agentflow import Agent, workflow
 from agentflow.agents import summarise
-from agentflow.llm import Messages
-from agentflow.llm.request import ModelRequest
+from agentflow.llm import Messages, ModelRequest
 from agentflow.providers.scripted import script
 
 

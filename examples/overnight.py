@@ -19,7 +19,7 @@ from _model import model
 
 import agentflow
 from agentflow import Agent, workflow
-from agentflow.llm.request import ModelRequest
+from agentflow.llm import ModelRequest
 from agentflow.providers.scripted import script
 
 REVIEWS = [

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 import agentflow
 from agentflow import Agent, NonRetryableError, tool, workflow
-from agentflow.llm.request import ModelRequest
+from agentflow.llm import ModelRequest
 from agentflow.providers.scripted import ToolCall, call, script
 
 

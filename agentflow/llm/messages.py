@@ -23,7 +23,12 @@ from agentflow.dataclass import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextPart:
-    """Text."""
+    """Text.
+
+    Attributes:
+        text: What is said.
+        type: Tells the parts apart.
+    """
 
     text: str
     type: Literal["text"] = "text"
@@ -109,12 +114,26 @@ class Message:
 
 
 def user(*parts: str | Part) -> Message:
-    """Return a user message; strings become text parts."""
+    """Return a user message.
+
+    Args:
+        *parts: What it says; strings become text parts.
+
+    Returns:
+        The message.
+    """
     return Message(role="user", parts=_parts(parts))
 
 
 def assistant(*parts: str | Part) -> Message:
-    """Return an assistant message; strings become text parts."""
+    """Return an assistant message.
+
+    Args:
+        *parts: What it says; strings become text parts.
+
+    Returns:
+        The message.
+    """
     return Message(role="assistant", parts=_parts(parts))
 
 
