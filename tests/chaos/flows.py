@@ -162,7 +162,7 @@ async def consult(n: int) -> int:
 
 
 @workflow(key=person)
-async def talk(n: int) -> int:
+async def ration(n: int) -> int:
     """Ask a model twice, as often as its tokens allow."""
     for _ in range(2):
         await talker.run(person(n))
@@ -200,8 +200,8 @@ SHAPES = {
     "family": Shape(family, lambda n: {2 * n**2 + (n + 1) ** 2 + (n + 2) ** 2}),
     "spend": Shape(spend, lambda n: {-1, n**2 + (n + 1) ** 2}),
     "consult": Shape(consult, lambda n: {n}),
-    "talk": Shape(talk, lambda n: {n}),
+    "ration": Shape(ration, lambda n: {n}),
     "marathon": Shape(marathon, lambda n: {sum(i**2 + (i + 1) ** 2 for i in range(n))}),
 }
-ASKING = ("consult", "talk")  # their models keep their pace
+ASKING = ("consult", "ration")  # their models keep their pace
 SHORT = ("sequence", "fan", "nap", "sequence", "mail", "sequence", "family", "spend")

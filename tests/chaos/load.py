@@ -86,11 +86,11 @@ class Load:
         """Return how many are open, how many of these ask, by shape, and how many have ended."""
         found = await self._stage.look.patiently(
             "SELECT count(*) FILTER (WHERE ended_at_ms IS NULL AND parent_pk IS NULL "
-            "AND workflow NOT IN ('marathon', 'consult', 'talk')), "
+            "AND workflow NOT IN ('marathon', 'consult', 'ration')), "
             "count(*) FILTER (WHERE ended_at_ms IS NULL AND workflow = 'consult'), "
-            "count(*) FILTER (WHERE ended_at_ms IS NULL AND workflow = 'talk'), "
+            "count(*) FILTER (WHERE ended_at_ms IS NULL AND workflow = 'ration'), "
             "count(*) FILTER (WHERE ended_at_ms IS NULL), count(ended_at_ms) "
-            "FILTER (WHERE parent_pk IS NULL AND workflow NOT IN ('consult', 'talk')) FROM runs"
+            "FILTER (WHERE parent_pk IS NULL AND workflow NOT IN ('consult', 'ration')) FROM runs"
         )
         short, *asking, all_, ended = found[0]
         by_shape = dict(zip(ASKING, asking, strict=True))
@@ -99,7 +99,7 @@ class Load:
     async def _cancel_asking(self) -> None:
         """End what waits for a model: that may take a minute for each."""
         rows = await self._stage.look.patiently(
-            "SELECT id FROM runs WHERE ended_at_ms IS NULL AND workflow IN ('consult', 'talk')"
+            "SELECT id FROM runs WHERE ended_at_ms IS NULL AND workflow IN ('consult', 'ration')"
         )
         for (id_,) in rows:
             self.cancelled.add(id_)

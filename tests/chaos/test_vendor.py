@@ -73,7 +73,7 @@ async def test_a_rate_of_tokens_that_is_ignored_is_found(
     async with agentflow.open(f"sqlite:///{tmp_path}/r.db", durability="process") as flow:
         await flow.set_rate(flows.METERED, tokens_per_minute=TOKENS)
         for n in range(RUNS):
-            await flow.start(flows.talk, n)
+            await flow.start(flows.ration, n)
         await _settled(flow)
     told = counter.ask("list")
     each = vendor.asks(told, flows.METERED)[0]["tokens"]
