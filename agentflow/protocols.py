@@ -489,7 +489,9 @@ class Appended:
     inbox_first: bool = False
 
 
-CLAIM_SHARE = 64  # runs of one claim where there are peers
+# Of one claim, where there are peers to share with: runs that are due, and runs of dead workers,
+# each of which has to be replayed.
+CLAIM_SHARE, DEAD_SHARE = 64, 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -1004,7 +1006,7 @@ class Store(Protocol):
         database, every other one. `take_over` says whether to look for runs of the dead;
         `own_after` asks for due runs with a larger pk that are this worker's already: those that
         `wake_parked` gave, and those of a claim whose answer was lost. Where other workers are
-        alive, `CLAIM_SHARE` runs are taken at most, and 16 of the dead: the others are for them.
+        alive, `CLAIM_SHARE` runs are taken at most, and `DEAD_SHARE` of the dead.
         """
         ...
 

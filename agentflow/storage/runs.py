@@ -14,6 +14,7 @@ from agentflow.history.events import data_of
 from agentflow.ledger.budgets import Limits
 from agentflow.protocols import (
     CLAIM_SHARE,
+    DEAD_SHARE,
     ENDED,
     Append,
     Claimed,
@@ -367,10 +368,6 @@ def conditions(tx: Tx, wanted: RunFilter) -> list[ColumnElement[bool]]:
 # -- owning
 
 
-# Of the runs of dead workers, where there are peers to share them: each has to be replayed.
-TAKEN_AT_ONCE = 16
-
-
 @dataclass(frozen=True, slots=True)
 class Claiming:
     """The arguments of `claim`."""
@@ -388,7 +385,7 @@ def claim(tx: Tx, wanted: Claiming) -> list[Claimed]:
     me, room = wanted.worker_id, wanted.limit
     woken = own(tx, me, wanted.own_after, room) if wanted.own_after is not None else []
     room -= len(woken)
-    most = min(room, TAKEN_AT_ONCE) if tx.dialect.is_shared else room
+    most = min(room, DEAD_SHARE) if tx.dialect.is_shared else room
     dead = due(tx, wanted, left(tx, me), most) if wanted.take_over else []
     tx.many(CLAIM, [(me, 1, pk) for pk in dead])
     free = take_free(tx, wanted, room - len(dead))

@@ -6,10 +6,12 @@ import asyncio
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import agentflow
+from agentflow import Workflow
 from agentflow.client import Client
 from agentflow.ledger.pace import Pace
 from agentflow.storage.till import Till
@@ -42,6 +44,23 @@ async def _settled(client: Client) -> None:
             await asyncio.sleep(0.05)
 
 
+async def _asked(
+    tmp_path: Path,
+    counter: Outside,
+    flow_of: Workflow[..., Any],
+    *rates: tuple[str, dict[str, Any]],
+) -> vendor.Told:
+    """Start runs that ask a model under *rates*; return what the vendor saw, when all wait."""
+    async with agentflow.open(f"sqlite:///{tmp_path}/r.db", durability="process") as flow:
+        for model, rate in rates:
+            await flow.set_rate(model, **rate)
+        for n in range(RUNS):
+            await flow.start(flow_of, n)
+        await _settled(flow)
+    told: vendor.Told = counter.ask("list")
+    return told
+
+
 @pytest.mark.parametrize("planted", [False, True])
 async def test_a_rate_that_is_ignored_is_found(
     *, planted: bool, tmp_path: Path, counter: Outside, monkeypatch: pytest.MonkeyPatch
@@ -49,13 +68,10 @@ async def test_a_rate_that_is_ignored_is_found(
     """Sixteen requests at five a minute, three for each key."""
     if planted:
         monkeypatch.setattr(Pace, "ask", lambda *_: None)
-    async with agentflow.open(f"sqlite:///{tmp_path}/r.db", durability="process") as flow:
-        for key, most in RATES.items():
-            await flow.set_rate(flows.MODEL, key=key, requests_per_minute=most)
-        for n in range(RUNS):
-            await flow.start(flows.consult, n)
-        await _settled(flow)
-    told = counter.ask("list")
+    rates = [
+        (flows.MODEL, {"key": key, "requests_per_minute": most}) for key, most in RATES.items()
+    ]
+    told = await _asked(tmp_path, counter, flows.consult, *rates)
 
     busiest = vendor.busiest(told, flows.MODEL)
     assert busiest[vendor.EVERYBODY] == (2 * RUNS if planted else 5)
@@ -67,15 +83,11 @@ async def test_a_rate_that_is_ignored_is_found(
 async def test_a_rate_of_tokens_that_is_ignored_is_found(
     *, planted: bool, tmp_path: Path, counter: Outside, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Sixteen requests that want 45 tokens each and take 25, at 200 tokens a minute."""
+    """Sixteen requests that want 45 tokens each and take 24, at 200 tokens a minute."""
     if planted:
         monkeypatch.setattr(Pace, "ask", lambda *_: None)
-    async with agentflow.open(f"sqlite:///{tmp_path}/r.db", durability="process") as flow:
-        await flow.set_rate(flows.METERED, tokens_per_minute=TOKENS)
-        for n in range(RUNS):
-            await flow.start(flows.ration, n)
-        await _settled(flow)
-    told = counter.ask("list")
+    rate = (flows.METERED, {"tokens_per_minute": TOKENS})
+    told = await _asked(tmp_path, counter, flows.ration, rate)
     each = vendor.asks(told, flows.METERED)[0]["tokens"]
 
     most = vendor.most_tokens(told, flows.METERED)

@@ -16,6 +16,7 @@ from agentflow.errors import StoreError
 from agentflow.history import events as ev
 from agentflow.protocols import (
     CLAIM_SHARE,
+    DEAD_SHARE,
     EVERYTHING,
     Append,
     Appended,
@@ -24,7 +25,6 @@ from agentflow.protocols import (
     StoredHistory,
     WorkerCard,
 )
-from agentflow.storage.runs import TAKEN_AT_ONCE
 from agentflow.storage.store import SqlStore
 from agentflow.testing.store_conformance import World
 from agentflow.worker.worker import _SPARE_TIMERS, WorkerOptions
@@ -96,7 +96,7 @@ async def test_runs_are_shared_with_peers(tmp_path: Path) -> None:
     store = shared_store(tmp_path / "a.db")
     await store.open()
     w = World(store, SystemClock())  # type: ignore[arg-type]
-    due = CLAIM_SHARE + TAKEN_AT_ONCE
+    due = CLAIM_SHARE + DEAD_SHARE
 
     async def claim(worker: str) -> int:
         now = SystemClock().now_ms()
@@ -107,11 +107,11 @@ async def test_runs_are_shared_with_peers(tmp_path: Path) -> None:
     assert [await claim("alone"), await claim("alone")] == [due, 0]
     await card(store, "peer", 60_000)
     await store.start([w.new(f"b{i}") for i in range(due)])
-    assert [await claim("alone"), await claim("peer")] == [CLAIM_SHARE, TAKEN_AT_ONCE]
+    assert [await claim("alone"), await claim("peer")] == [CLAIM_SHARE, DEAD_SHARE]
     await store.start([w.new(f"c{i}") for i in range(due)])
     assert await claim("unknown, so dead") == CLAIM_SHARE
-    assert await claim("alone") == TAKEN_AT_ONCE + (due - CLAIM_SHARE)
-    assert await claim("peer") == TAKEN_AT_ONCE
+    assert await claim("alone") == DEAD_SHARE + (due - CLAIM_SHARE)
+    assert await claim("peer") == DEAD_SHARE
     await store.close()
 
 

@@ -306,8 +306,11 @@ async def test_a_commit_whose_reply_is_lost_is_known_to_be_written(postgres_url:
         assert await w.kinds(row) == ["RunStarted", "ActivityScheduled", "ActivityStarted"]
 
 
+@pytest.mark.parametrize(
+    ("count", "words"), [(3, ["WITH"]), (9, ["BEGIN", "WITH", *["INSERT"] * 3, "COMMIT"])]
+)
 async def test_a_plain_append_asks_for_no_number_and_is_run_again(
-    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, count: int, words: list[str]
 ) -> None:
     """Where its reply is lost: its batch is found, and the caller gets its answer, once."""
     sent: list[list[str]] = []
@@ -325,13 +328,13 @@ async def test_a_plain_append_asks_for_no_number_and_is_run_again(
         row = replace(row, next_seq=first.next_seq)
         monkeypatch.setattr(WireCursor, "_send", sending)
         trouble.after.append(lose_reply)
-        facts = [replace(outcome(n), time_ms=row.updated_at_ms) for n in (1, 2, 3)]
+        facts = [replace(outcome(n), time_ms=row.updated_at_ms) for n in range(count)]
         answer = await w.store.append(w.batch(row, facts))
 
-        assert sent[0] == ["WITH"]
-        assert answer.next_seq == first.next_seq + 3
+        assert sent[0] == words
+        assert answer.next_seq == first.next_seq + count
         assert await w.kinds(row) == [
-            "RunStarted", "ActivityScheduled", *["ActivityCompleted"] * 3
+            "RunStarted", "ActivityScheduled", *["ActivityCompleted"] * count
         ]  # fmt: skip
 
 

@@ -329,20 +329,23 @@ async def given_up(forks: Any, folder: Path, kind: str, kill: Kill) -> Trial:
             lives = [process]
             until = time.monotonic() + _LIFE_SECONDS
             is_told = False
-            while lives[-1].exitcode != 0:
-                assert time.monotonic() < until, "it takes too long"
-                if lives[-1].exitcode is not None:
-                    assert lives[-1].exitcode == -signal.SIGKILL
-                    lives.append(forks.Process(target=live_with_two, args=(life,)))
-                    lives[-1].start()
-                status = (await run.info()).status
-                if not is_told and server.batches.all and status == "waiting":
-                    await run.cancel("changed my mind")
-                    is_told = True
-                if status == "cancelled" and server.batches.seconds:
-                    server.batches.seconds = 0
-                    server.batches.all[0].done_at = 0
-                await asyncio.sleep(0.01)
+            try:
+                while lives[-1].exitcode != 0:
+                    assert time.monotonic() < until, "it takes too long"
+                    if lives[-1].exitcode is not None:
+                        assert lives[-1].exitcode == -signal.SIGKILL
+                        lives.append(forks.Process(target=live_with_two, args=(life,)))
+                        lives[-1].start()
+                    status = (await run.info()).status
+                    if not is_told and server.batches.all and status == "waiting":
+                        await run.cancel("changed my mind")
+                        is_told = True
+                    if status == "cancelled" and server.batches.seconds:
+                        server.batches.seconds = 0
+                        server.batches.all[0].done_at = 0
+                    await asyncio.sleep(0.01)
+            finally:
+                lives[-1].kill()
             assert len(lives) == 2, "it did not get there"
             given, _ = read_file(file).runs
             return Trial(
