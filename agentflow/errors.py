@@ -307,7 +307,7 @@ class ActivityError(AgentflowError):
 
 
 class InDoubtError(ActivityError):
-    """The outcome of an attempt is unknown and the policy says fail."""
+    """The outcome of an attempt is unknown, and the policy says fail, or `reconcile=` failed."""
 
     code = "AF801"
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from agentflow.codec import Parts
 from agentflow.engine.commands import Arrival, Reconcile, StartAttempt
+from agentflow.errors import InDoubtError
 from agentflow.history import events as ev
 from agentflow.history.failure import encode_failure
 from agentflow.sync_point import sync_point
@@ -23,8 +24,8 @@ async def reconcile(
     """Call the activity's `reconcile` with the call's arguments and deliver what it says.
 
     It returns the result where the call happened, and raises `LookupError` where it did not: then
-    the call runs again. Any other exception fails the call: a `KeyError` may come from a bug, and
-    what is repeated because of one may be a payment.
+    the call runs again. Any other exception fails the call with `InDoubtError`: a `KeyError` may
+    come from a bug, and what is repeated because of one may be a payment.
     """
     call = command.call
     asked = call.activity_call
@@ -50,6 +51,11 @@ async def reconcile(
             again(command)
             return
         parts = Parts()
-        failure, payload = encode_failure(error, house.codec, parts)
+        unknown = InDoubtError(
+            f"{activity.name}: the outcome of attempt {command.attempt} is unknown; reconcile= "
+            f"failed: {type(error).__name__}: {error}",
+            hint="Look whether it happened before you retry the run: a retry calls it again.",
+        )
+        failure, payload = encode_failure(unknown, house.codec, parts)
         event = ev.ActivityFailed(key=call.key, payload=payload, attempt=command.attempt)
         deliver(Arrival(event=event, value=failure, has_value=True, parts=parts))
