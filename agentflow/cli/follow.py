@@ -60,7 +60,8 @@ class Follower:
 
     async def _new(self, row: RunRow) -> AsyncIterator[AnyEvent]:
         while self.seen < row.next_seq - 1:
-            found = await self.client.store.events(row.pk, after_seq=self.seen, limit=_PAGE)
+            limit = min(_PAGE, row.next_seq - 1 - self.seen)
+            found = await self.client.store.events(row.pk, after_seq=self.seen, limit=limit)
             if not found:
                 return
             for event in found:

@@ -31,9 +31,9 @@ from agentflow.client import Run
 from agentflow.dataclass import dataclass
 from agentflow.engine.definition import LATENCIES, Latency
 from agentflow.engine.definitions import REGISTRY
-from agentflow.errors import AgentflowError, OwnedElsewhereError
+from agentflow.errors import AgentflowError, AmbiguousIdError, NotFoundError, OwnedElsewhereError
 from agentflow.ledger.budgets import ON_EXHAUSTED
-from agentflow.protocols import ENDED
+from agentflow.protocols import ENDED, RunRow
 
 _OTHERS = 100  # unfinished runs that are looked at
 _SHOWN = 3
@@ -183,9 +183,22 @@ async def _detach(where: Where, start: Start, *, as_json: bool) -> int:
 
 
 async def _run(where: Where, start: Start, how: Following) -> int:
+    before = await _before(where, start.run_id)
     async with session.working(where) as flow:
         handle = await _begin(flow, start)
-        return await work(flow, handle, how, Again((start.target.source,), where))
+        return await work(flow, handle, before, how, Again((start.target.source,), where))
+
+
+async def _before(where: Where, run_id: str | None) -> RunRow | None:
+    """Return the run as it is before a worker of this process goes on with it; None = a new one."""
+    if run_id is None:
+        return None
+    async with session.writing(where) as client:
+        try:
+            row = await (await client.get(run_id)).info()
+        except (NotFoundError, AmbiguousIdError):
+            return None
+    return row if row.id == run_id else None
 
 
 @click.command("resume")
@@ -222,7 +235,7 @@ async def _resume(where: Where, run_id: str, sources: tuple[str, ...], how: Foll
         if row.status not in ENDED:
             need_workflow(row.workflow, run_id=row.id)
     async with session.working(where) as flow:
-        return await work(flow, await flow.get(row.id), how, Again(sources, where))
+        return await work(flow, await flow.get(row.id), row, how, Again(sources, where))
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,19 +260,20 @@ def again(run_id: str, sources: tuple[str, ...], where: Where) -> str:
     return shlex.join(["agentflow", "resume", run_id, *apps, *where.flags])
 
 
-async def work(flow: Flow, handle: Run[Any], how: Following, resume: Again) -> int:
-    """Follow a run in this process, and report how it ended."""
+async def work(
+    flow: Flow, handle: Run[Any], before: RunRow | None, how: Following, resume: Again
+) -> int:
+    """Follow a run in this process, and report how it ended; *before* is what was there of it."""
     chronicle = Chronicle(flow.codec, flow.store)
     await _tell_others(flow, handle.id)
     stream = sys.stderr.isatty() if how.stream is None else how.stream
-    before = await handle.info()
     with view_of(chronicle, stream=stream, quiet=False) as view:
         follower = Follower(flow, handle, chronicle, view)
-        if before.next_seq > 2:  # noqa: PLR2004 -- more than its start is recorded
+        if before is not None and before.next_seq > 2:  # noqa: PLR2004 -- more than its start
             await follower.skip(before)
             view.say(_resumed(before.id, chronicle.recorded))
         else:
-            view.say(f"run {before.id}")
+            view.say(f"run {handle.id}")
         replayed = chronicle.recorded
         brake = Brake(flow, view)
         try:

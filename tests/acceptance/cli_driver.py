@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from click.testing import CliRunner
 
@@ -113,6 +113,25 @@ def until(condition: Callable[[], object], child: subprocess.Popen[str] | None =
             raise AssertionError(child.communicate()[1])
         pause.wait(0.02)
     msg = "it did not happen in time"
+    raise AssertionError(msg)
+
+
+def said(child: subprocess.Popen[str], stream: IO[str] | None, words: str) -> None:
+    """Read a stream of *child* up to the line with *words*."""
+    assert stream is not None
+    lines: list[str] = []
+    patience = threading.Timer(PATIENCE_SECONDS, child.kill)
+    patience.start()
+    try:
+        for line in iter(stream.readline, ""):
+            lines.append(line)
+            if words in line:
+                return
+    finally:
+        patience.cancel()
+    child.kill()
+    rest = child.communicate()
+    msg = f"it never said {words!r}: {''.join(lines)}{rest}"
     raise AssertionError(msg)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from agentflow.settings import environment_with
-from tests.acceptance.cli_driver import PATIENCE_SECONDS, ROOT, command, until
+from tests.acceptance.cli_driver import PATIENCE_SECONDS, ROOT, command, said
 
 pytestmark = pytest.mark.slow
 
@@ -72,13 +72,12 @@ def test_an_interrupted_demo_leaves_nothing_behind(tmp_path: Path, number: signa
         env=environment_with(PYTHONPATH=str(ROOT), TMPDIR=str(tmp_path)),
     )
     try:
-        assert child.stdout is not None
-        until(lambda: "started investigate" in child.stdout.readline())  # type: ignore[union-attr]
+        said(child, child.stdout, "started investigate")
         child.send_signal(number)
         _, err = child.communicate(timeout=PATIENCE_SECONDS)
     finally:
         child.kill()
-        child.wait()
+        child.communicate()
 
     assert child.returncode == 130
     assert err.strip().startswith("error AF703: interrupted")

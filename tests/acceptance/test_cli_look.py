@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agentflow.testing.loopback import Answer, LoopbackServer
-from tests.acceptance.cli_driver import call, command, effects, ended, flow, process, until
+from tests.acceptance.cli_driver import call, command, effects, ended, flow, process, said, until
 
 PRICED = "openai-chat:gpt-6-sol"
 UNPRICED = "openai-chat:a-model-without-a-price"
@@ -246,8 +246,7 @@ def test_watch_follows_a_run_of_another_process(
     with process(command("run", flow("cli_slow"), "go", "--id", "w-1"), cwd=tmp_path) as worker:
         until(lambda: "wait" in effects(tmp_path))
         with process(command("watch", "w-1"), cwd=tmp_path) as watcher:
-            assert watcher.stderr is not None
-            until(lambda: "cli_fetch#1" in watcher.stderr.readline())  # type: ignore[union-attr]
+            said(watcher, watcher.stderr, "cli_fetch#1")
             (tmp_path / "go").touch()
             seen = ended(watcher)
         ended(worker)

@@ -37,6 +37,7 @@ from tests.acceptance.cli_driver import (
     ended,
     flow,
     process,
+    said,
     until,
 )
 
@@ -84,8 +85,7 @@ def test_watch_shows_the_text_of_another_process(
         with process(run, cwd=here) as worker:
             until(lambda: effects(here), worker)
             with process(command("watch", "w-1", "--stream"), cwd=here) as watcher:
-                assert watcher.stderr is not None
-                until(lambda: "Let me look." in watcher.stderr.readline())  # type: ignore[union-attr]
+                said(watcher, watcher.stderr, "Let me look.")
                 seen_by_watcher.set()
                 ends = [ended(worker), ended(watcher)]
 

@@ -7,9 +7,11 @@ import shlex
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agentflow.client import Client
 from tests.acceptance.cli_driver import (
     Done,
     call,
@@ -18,6 +20,7 @@ from tests.acceptance.cli_driver import (
     ended,
     flow,
     process,
+    said,
     spawn,
     until,
 )
@@ -246,14 +249,34 @@ def test_changed_input_of_a_recorded_call_exits_6_until_somebody_decides(here: P
     assert effects(here) == ["one", "two"]
 
 
+def test_a_run_is_told_from_its_start(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the worker was faster than the one who tells: what is new is new."""
+    start = Client.start
+
+    async def slow_start(*words: Any, **options: Any) -> Any:
+        run = await start(*words, **options)
+        await run.result()
+        return run
+
+    monkeypatch.setattr(Client, "start", slow_start)
+    new = call("run", flow("cli_pages"), "2", "--id", "told")
+    again = call("run", flow("cli_pages"), "2", "--id", "told")
+
+    assert "run told\n" in new.err
+    assert "started cli_pages" in new.err
+    assert "0.2/cli_fetch#1" in new.err
+    assert "run told goes on: 2 recorded results are replayed" in again.err
+    assert "started" not in again.err
+    assert len(effects(here)) == 2
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_interrupt_stops_at_the_next_safe_point(here: Path, number: signal.Signals) -> None:
     """The call in flight may end; exit 130 prints the command that goes on."""
     with process(command("run", flow("cli_slow"), "go", "--id", "s-1"), cwd=here) as child:
         until(lambda: "wait" in effects(here), child)
         child.send_signal(number)
-        assert child.stderr is not None
-        until(lambda: "stopping" in child.stderr.readline())  # type: ignore[union-attr]
+        said(child, child.stderr, "stopping")
         (here / "go").touch()
         done = ended(child)
     assert done.code == 130
@@ -271,8 +294,7 @@ def test_two_interrupts_stop_now(here: Path) -> None:
     with process(command("run", flow("cli_slow"), "go", "--id", "s-2"), cwd=here) as child:
         until(lambda: "wait" in effects(here), child)
         child.send_signal(signal.SIGINT)
-        assert child.stderr is not None
-        until(lambda: "stopping" in child.stderr.readline())  # type: ignore[union-attr]
+        said(child, child.stderr, "stopping")
         child.send_signal(signal.SIGINT)
         done = ended(child)
     assert done.code == 130
@@ -314,8 +336,7 @@ def test_two_processes_share_a_run_that_the_owner_takes_up(here: Path) -> None:
     with process(words, cwd=here) as first:
         until(lambda: "wait" in effects(here), first)
         with process(words, cwd=here) as second:
-            assert second.stderr is not None
-            until(lambda: "goes on" in second.stderr.readline())  # type: ignore[union-attr]
+            said(second, second.stderr, "goes on")
             (here / "go").touch()
             ends = [ended(first), ended(second)]
 
