@@ -179,6 +179,12 @@ async def marathon(rounds: int) -> int:
     return total
 
 
+@workflow
+async def chime(n: int) -> int:
+    """Act once; a schedule starts it."""
+    return await act(n)
+
+
 @dataclass(frozen=True)
 class Shape:
     """A kind of run.
@@ -203,5 +209,6 @@ SHAPES = {
     "ration": Shape(ration, lambda n: {n}),
     "marathon": Shape(marathon, lambda n: {sum(i**2 + (i + 1) ** 2 for i in range(n))}),
 }
+CHIME = 5  # what the schedule asks for
 ASKING = ("consult", "ration")  # their models keep their pace
 SHORT = ("sequence", "fan", "nap", "sequence", "mail", "sequence", "family", "spend")

@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import TypeVar
 
 from agentflow.client import Client
 from agentflow.errors import RunEndedError, StoreError
-from tests.chaos.flows import ASKING, PURSE, SHAPES, SHORT
+from agentflow.timetable import Schedule
+from tests.chaos.flows import ASKING, CHIME, PURSE, SHAPES, SHORT, chime
 from tests.chaos.stage import Stage
 
 T = TypeVar("T")
@@ -18,6 +20,7 @@ LOOK_SECONDS = 0.1
 BATCH = 20  # starts at once
 LONGEST_SECONDS = 120.0  # until the last run has ended
 WINDOW_SECONDS = 5.0  # of a rate
+CLOCK = "clock"  # name of the schedule
 
 
 class Load:
@@ -33,8 +36,8 @@ class Load:
         started: Acknowledged starts: what each run's id was started with.
         letters: Runs that were sent a letter, acknowledged.
         cancelled: Runs that waited for their model when all was over, and were told to end.
-        ended: (when, number of runs that had ended), on the monotonic clock; runs that ask a model
-            keep its pace, not theirs, and do not count.
+        ended: (when, number of runs that had ended), on the monotonic clock; runs that keep
+            the pace of a model or of a schedule do not count.
     """
 
     def __init__(self, stage: Stage, client: Client, open_runs: int, *, asking: int = 0) -> None:
@@ -59,6 +62,19 @@ class Load:
         for i in range(count):
             await self._start("marathon", rounds, f"marathon-{i}")
 
+    async def schedule(self) -> None:
+        """Let a run be due each second, whatever became of those before."""
+        await insisting(
+            lambda: self._client.schedule(
+                CLOCK, chime, CHIME, every=timedelta(seconds=1), overlap="allow"
+            )
+        )
+
+    async def scheduled(self) -> Schedule:
+        """Return the schedule as it stands."""
+        (found,) = await insisting(self._client.schedules)
+        return found
+
     async def work(self) -> None:
         """Start runs until told to stop, then wait until all have ended.
 
@@ -72,6 +88,7 @@ class Load:
             if self._stopping:
                 if until is None:
                     until = time.monotonic() + LONGEST_SECONDS
+                    await insisting(lambda: self._client.pause_schedule(CLOCK))
                     await self._cancel_asking()
                 if not open_:
                     return
@@ -86,11 +103,11 @@ class Load:
         """Return how many are open, how many of these ask, by shape, and how many have ended."""
         found = await self._stage.look.patiently(
             "SELECT count(*) FILTER (WHERE ended_at_ms IS NULL AND parent_pk IS NULL "
-            "AND workflow NOT IN ('marathon', 'consult', 'ration')), "
+            "AND workflow NOT IN ('marathon', 'consult', 'ration', 'chime')), "
             "count(*) FILTER (WHERE ended_at_ms IS NULL AND workflow = 'consult'), "
             "count(*) FILTER (WHERE ended_at_ms IS NULL AND workflow = 'ration'), "
-            "count(*) FILTER (WHERE ended_at_ms IS NULL), count(ended_at_ms) "
-            "FILTER (WHERE parent_pk IS NULL AND workflow NOT IN ('consult', 'ration')) FROM runs"
+            "count(*) FILTER (WHERE ended_at_ms IS NULL), count(ended_at_ms) FILTER "
+            "(WHERE parent_pk IS NULL AND workflow NOT IN ('consult', 'ration', 'chime')) FROM runs"
         )
         short, *asking, all_, ended = found[0]
         by_shape = dict(zip(ASKING, asking, strict=True))

@@ -13,11 +13,12 @@ from typing import Any
 
 from agentflow.codec import Codec
 from agentflow.history import events as ev
-from agentflow.testing.facts import read_postgres
+from agentflow.testing.facts import RunFacts, StoreFacts, read_postgres
 from agentflow.testing.invariants import Effect, problems
+from agentflow.timetable import Schedule, run_id
 from tests.chaos import vendor, zombie
 from tests.chaos.faults import FULL
-from tests.chaos.flows import COUNTED, METERED, MODEL, PRICE, SHAPES
+from tests.chaos.flows import CHIME, COUNTED, METERED, MODEL, PRICE, SHAPES
 from tests.chaos.stage import CONCURRENCY, TTL
 from tests.chaos.takeover import Sample
 
@@ -38,6 +39,8 @@ class Outcome:
         told: What the counter was told.
         letters: Runs that were sent a signal, acknowledged.
         cancelled: Runs that were told to end, if they had not.
+        schedule: A schedule as it stood in the end; all the while, runs were due by it.
+        late: How late these were started, in seconds.
         rates: Requests a minute that a model was allowed, by key.
         tokens_a_minute: Tokens a minute that another was.
         samples: Takeovers.
@@ -59,6 +62,8 @@ class Outcome:
     told: Sequence[Mapping[str, Any]]
     letters: Sequence[str]
     cancelled: Collection[str]
+    schedule: Schedule
+    late: Sequence[float]
     rates: Mapping[str, int]
     tokens_a_minute: int
     samples: Sequence[Sample]
@@ -101,7 +106,9 @@ def wrong(url: str, outcome: Outcome) -> list[str]:
         if one["op"] == "begin"
     ]  # fmt: skip
     found = problems(url, effects=effects, counted=COUNTED)
-    found += _ends(url, outcome)
+    facts = read_postgres(url)
+    found += _ends(facts, outcome)
+    found += _starts(facts, outcome.schedule)
     found += vendor.overspent(outcome.told, "pay", PRICE, outcome.purse)
     found += vendor.too_fast(outcome.told, MODEL, outcome.rates)
     found += vendor.too_many_tokens(outcome.told, METERED, outcome.tokens_a_minute)
@@ -112,10 +119,8 @@ def wrong(url: str, outcome: Outcome) -> list[str]:
     return found
 
 
-def _ends(url: str, outcome: Outcome) -> Iterator[str]:
+def _ends(facts: StoreFacts, outcome: Outcome) -> Iterator[str]:
     """Yield the runs that are lost, or did not end as they should."""
-    facts = read_postgres(url)
-    codec = Codec()
     runs = {run.row["id"]: run for run in facts.runs}
     for run in facts.runs:
         if any(e.key == zombie.KEY for e in run.events):
@@ -132,14 +137,41 @@ def _ends(url: str, outcome: Outcome) -> Iterator[str]:
         ends = [e for e in run.events if isinstance(e, ev.TERMINAL)]
         if id_ in outcome.cancelled and len(ends) == 1 and isinstance(ends[0], ev.RunCancelled):
             continue
-        if len(ends) != 1 or not isinstance(ends[0], ev.RunCompleted):
-            yield f"run {id_} is {run.row['status']} {run.row['error']}: {ends}"
-            continue
-        payload = ends[0].payload
-        assert payload is not None
-        value = codec.decode(payload, int, facts.bodies, what="result")
-        if value not in SHAPES[shape].expected(n):
-            yield f"run {id_} returned {value}"
+        yield from _result(run, SHAPES[shape].expected(n), facts)
+
+
+def _result(run: RunFacts, expected: Collection[int], facts: StoreFacts) -> Iterator[str]:
+    """Yield what is wrong with how a run ended."""
+    id_ = run.row["id"]
+    ends = [e for e in run.events if isinstance(e, ev.TERMINAL)]
+    if len(ends) != 1 or not isinstance(ends[0], ev.RunCompleted):
+        yield f"run {id_} is {run.row['status']} {run.row['error']}: {ends}"
+        return
+    payload = ends[0].payload
+    assert payload is not None
+    value = Codec().decode(payload, int, facts.bodies, what="result")
+    if value not in expected:
+        yield f"run {id_} returned {value}"
+
+
+def _starts(facts: StoreFacts, schedule: Schedule) -> Iterator[str]:
+    """Yield the due times of a schedule that have no run, several, or one before its time."""
+    runs = {run.row["id"]: run for run in facts.runs if run.row["workflow"] == schedule.workflow}
+    due = {run_id(schedule.name, at): at for at in due_times(schedule)}
+    if (schedule.started, schedule.skipped, schedule.missed) != (len(due), 0, 0):
+        yield f"a schedule was due {len(due)} times, and says {schedule}"
+    for id_ in due.keys() ^ runs.keys():
+        yield f"run {id_} of a schedule " + ("is lost" if id_ in due else "was never due")
+    for id_ in due.keys() & runs.keys():
+        if runs[id_].row["created_at_ms"] < due[id_]:
+            yield f"run {id_} was started before it was due"
+        yield from _result(runs[id_], {CHIME**2}, facts)
+
+
+def due_times(schedule: Schedule) -> range:
+    """Return when an interval was due, from its first time to the last that was started."""
+    table, last = schedule.table, schedule.last_due_ms or 0
+    return range(table.anchor_ms + table.every_ms, last + 1, table.every_ms)
 
 
 def slow(outcome: Outcome) -> list[str]:
@@ -214,6 +246,11 @@ def facts_of(outcome: Outcome) -> Iterable[tuple[str, str]]:
     yield "tokens in the busiest minute, of", f"{tokens:,} of {outcome.tokens_a_minute:,}"
     paid = vendor.billed(outcome.told, "pay", PRICE)
     yield "billed under a budget, of", f"{paid} of {outcome.purse} USD"
+    yield (
+        "due times of a schedule, runs",
+        f"{len(due_times(outcome.schedule))}, {len(outcome.late)}",
+    )
+    yield "started after they were due: p50, p99, longest", _spread(sorted(outcome.late))
     yield "appends under an old epoch: tried, accepted", f"{outcome.tried:,}, {outcome.accepted}"
     back = "never" if outcome.back_seconds is None else f"{outcome.back_seconds:.1f} s"
     yield (
