@@ -12,12 +12,11 @@ from pathlib import Path
 
 import agentflow
 from agentflow.testing.postgres import PrivateServer
-from agentflow.timetable import run_id
 from tests.chaos.disk import SmallDisk
 from tests.chaos.faults import Faults
 from tests.chaos.flows import METERED, MODEL, PURSE, TRIAL
 from tests.chaos.load import WINDOW_SECONDS, Load, rate, recovered_after
-from tests.chaos.report import BACK_SECONDS, THROUGHPUT, Outcome, due_times
+from tests.chaos.report import BACK_SECONDS, THROUGHPUT, Outcome
 from tests.chaos.stage import Stage, staged
 from tests.chaos.takeover import Watch
 from tests.chaos.vendor import EACH, EVERYBODY
@@ -27,7 +26,6 @@ from tests.crash.counter import Outside
 WARM_SECONDS = 4.0
 HEARD_SECONDS = 2.0  # a new rate holds a second later in other processes
 ROUND_SECONDS = 2.6  # of a long run, about
-CREATED = "SELECT id, created_at_ms FROM runs WHERE workflow = %s"
 DEFAULT_SEED = 20_261_123
 
 
@@ -107,7 +105,6 @@ async def chaos(
             haunting.cancel()
             await asyncio.wait({haunting})
             schedule = await load.scheduled()
-            created = dict(await stage.look.patiently(CREATED, schedule.workflow))
             codes = await _stop_all(stage)
         outside = Outside(socket, TRIAL)
         told = outside.ask("list")
@@ -121,11 +118,6 @@ async def chaos(
             letters=load.letters,
             cancelled=load.cancelled,
             schedule=schedule,
-            late=[
-                (created[id_] - at) / 1000
-                for at in due_times(schedule)
-                if (id_ := run_id(schedule.name, at)) in created
-            ],
             rates=plan.rates,
             tokens_a_minute=plan.tokens_a_minute,
             samples=watch.samples,

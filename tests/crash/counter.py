@@ -43,7 +43,8 @@ class Counter:
                 is_late = asked["epoch"] < newest
                 self.newest[asked["trial"], asked["run"]] = max(newest, asked["epoch"])
                 seen = {k: v for k, v in asked.items() if k != "trial"}
-                trial.append({**seen, "op": "late" if is_late else "begin"})
+                at_ms = time.time_ns() // 1_000_000
+                trial.append({**seen, "op": "late" if is_late else "begin", "at_ms": at_ms})
                 return not is_late
             case "ask":  # as a vendor that counts by its own clock
                 trial.append(
