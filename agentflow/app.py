@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from agentflow.activities.llm_call import Models
 from agentflow.client import Client, Run, Seams, Watch
 from agentflow.client.operation import checked_key
-from agentflow.client.shared_clock import SharedClock
-from agentflow.clock import Clock, SystemClock
+from agentflow.clock import Clock, SharedClock, SystemClock
 from agentflow.codec import Cipher, Codec
 from agentflow.engine.definitions import REGISTRY, Registry, Workflow
 from agentflow.errors import OwnedElsewhereError, SettingsError, UnknownModelError
@@ -204,7 +203,8 @@ async def connect(
     try:
         if store.is_shared:
             seams.clock = clock = SharedClock(seams.clock)
-            await clock.learn(store)
+            asked_ms = clock.steady_ms()
+            clock.learn(await store.now_ms(), asked_ms=asked_ms)
         yield Client(seams)
     finally:
         await seams.store.close()

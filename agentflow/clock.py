@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from time import clock_gettime, time_ns  # by name: guarded doors once workflows run
 from typing import Protocol
@@ -42,6 +43,42 @@ class SystemClock:
             await asyncio.sleep(_LOOK_SECONDS)
             seconds = (until_ms - self.now_ms()) / 1000
         await asyncio.sleep(max(0.0, seconds))
+
+
+class SharedClock:
+    """The clock of a database that several hosts share, as far as its answers tell.
+
+    Between two answers it goes on by a clock of this host that nobody sets. It is not ahead: what
+    is due by it is due. An answer was made after its question and before its arrival, which gives
+    two bounds; a slow one (a server that stood still) leaves what is known, within its bounds.
+
+    Args:
+        clock: The clock of this host.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.steady_ms: Callable[[], int] = getattr(clock, "steady_ms", clock.now_ms)
+        self._ahead_ms: int | None = None
+
+    def learn(self, answer_ms: int, *, asked_ms: int) -> None:
+        """Heed the database's time, as an answer that is here now tells it.
+
+        Args:
+            answer_ms: Its time.
+            asked_ms: What `steady_ms` said before the question was sent.
+        """
+        least, most = answer_ms - self.steady_ms(), answer_ms - asked_ms
+        known = self._ahead_ms
+        self._ahead_ms = least if known is None else min(max(known, least), most)
+
+    def now_ms(self) -> int:
+        """Return the database's time in milliseconds since 1970-01-01 UTC."""
+        return self.steady_ms() + (self._ahead_ms or 0)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait *seconds*."""
+        await self._clock.sleep(seconds)
 
 
 def boot_seconds() -> float:

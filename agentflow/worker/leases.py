@@ -16,6 +16,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
+from agentflow.clock import SharedClock
 from agentflow.dataclass import dataclass
 from agentflow.errors import StoreError
 from agentflow.protocols import Beat
@@ -75,15 +76,12 @@ class Heart:
         lease_seconds: How long a lease lasts.
         beat_seconds: Time between beats.
         seconds: A clock that also counts while the process is stopped.
-        now_ms: The wall clock of this host.
-        steady_ms: A clock of this host that nobody sets; the wall clock where there is none.
+        clock: The database's, as its answers tell it.
         on_lapse: Told, in the event loop, that the lease had run out; its argument says whether it
             is still there.
 
     Attributes:
         lease: What is known of the lease.
-        ahead_ms: By how many milliseconds the database's clock is ahead of this host's.
-        offset_ms: The same for the clock that nobody sets.
     """
 
     def __init__(
@@ -94,18 +92,15 @@ class Heart:
         lease_seconds: float,
         beat_seconds: float,
         seconds: Callable[[], float],
-        now_ms: Callable[[], int],
+        clock: SharedClock,
         on_lapse: Callable[[bool], None],
-        steady_ms: Callable[[], int] | None = None,
     ) -> None:
         self.lease = Lease(lease_seconds)
-        self.ahead_ms = self.offset_ms = 0
         self.worker_id = worker_id
         self._store = store
         self._beat_seconds = beat_seconds
         self._seconds = seconds
-        self._now_ms = now_ms
-        self._steady_ms = steady_ms or now_ms
+        self._clock = clock
         self._on_lapse = on_lapse
         self._loop = asyncio.get_running_loop()
         self._open = asyncio.Event()
@@ -169,8 +164,7 @@ class Heart:
 
     def beat(self) -> bool:
         """Beat once; return whether the database answered."""
-        worker_id, sent_at, sent_ms = self.worker_id, self._seconds(), self._now_ms()
-        steady_ms = self._steady_ms()
+        worker_id, sent_at, asked_ms = self.worker_id, self._seconds(), self._clock.steady_ms()
         try:
             answer = self._store.beat(worker_id, int(self.lease.length * 1000))
         except Exception as e:  # noqa: BLE001 -- a heart that stops for a bug is a dead worker
@@ -182,8 +176,7 @@ class Heart:
         if self._ended.is_set() or worker_id != self.worker_id:
             return True
         self._beaten_at = sent_at
-        self.ahead_ms = answer.now_ms - (sent_ms + self._now_ms()) // 2
-        self.offset_ms = answer.now_ms - (steady_ms + self._steady_ms()) // 2
+        self._clock.learn(answer.now_ms, asked_ms=asked_ms)
         if answer.has_lapsed:
             self.lease.doubt()
             self._call(self._on_lapse, answer.is_known)

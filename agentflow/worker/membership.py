@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from agentflow import ids
-from agentflow.clock import Clock, boot_seconds
+from agentflow.clock import Clock, SharedClock, boot_seconds
 from agentflow.errors import StoreError
 from agentflow.protocols import Store, WorkerCard
 from agentflow.worker.leases import Heart
@@ -63,7 +63,7 @@ class Membership:
         self._store = store
         self._card = card
         self._clock = clock
-        self._steady_ms: Callable[[], int] = getattr(clock, "steady_ms", clock.now_ms)
+        self._shared = SharedClock(clock)
         self._lease_seconds = lease_seconds
         self._beat_seconds = beat_seconds
         self._drop_lost = drop_lost
@@ -92,11 +92,11 @@ class Membership:
         this host's wall clock is an hour ahead would be an hour late, whoever fires it.
         """
         heart = self._heart
-        return self._clock.now_ms() if heart is None else self._steady_ms() + heart.offset_ms
+        return self._clock.now_ms() if heart is None else self._shared.now_ms()
 
     def sleep(self, seconds: float) -> Coroutine[Any, Any, None]:
         """Wait *seconds*, however often this host's wall clock is set meanwhile."""
-        if self._steady_ms == self._clock.now_ms:
+        if self._shared.steady_ms == self._clock.now_ms:
             return self._clock.sleep(max(0.0, seconds))
         return self._sleep_until(self.now_ms() + seconds * 1000)
 
@@ -140,17 +140,16 @@ class Membership:
 
     async def join(self) -> None:
         """Introduce the worker; where the database is shared, begin to beat."""
-        sent_at, sent_ms, steady_ms = self._seconds(), self._clock.now_ms(), self._steady_ms()
+        sent_at, asked_ms = self._seconds(), self._shared.steady_ms()
         now_ms = await self._store.register(self._card, int(self._lease_seconds * 1000))
         if not self.is_shared:
             return
         self._heart = Heart(
             self._store, self._card.id, lease_seconds=self._lease_seconds,
-            beat_seconds=self._beat_seconds, seconds=self._seconds, now_ms=self._clock.now_ms,
-            steady_ms=self._steady_ms, on_lapse=self._lapsed,
+            beat_seconds=self._beat_seconds, seconds=self._seconds, clock=self._shared,
+            on_lapse=self._lapsed,
         )  # fmt: skip
-        self._heart.offset_ms = now_ms - (steady_ms + self._steady_ms()) // 2
-        self._heart.ahead_ms = now_ms - (sent_ms + self._clock.now_ms()) // 2
+        self._shared.learn(now_ms, asked_ms=asked_ms)
         self._heart.start(sent_at)
 
     async def drain(self) -> None:

@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 
+from agentflow.clock import SharedClock
 from agentflow.errors import StoreError
 from agentflow.protocols import Beat
 from agentflow.worker.leases import Heart, Lease
 
-Test = Callable[[], Coroutine[Any, Any, None]]
+Test = Callable[..., Coroutine[Any, Any, None]]
 
 
-def looped(test: Test) -> Callable[[], None]:
+def looped(test: Test) -> Callable[..., None]:
     """Run a test in an event loop."""
 
     @wraps(test)
-    def run() -> None:
-        asyncio.run(test())
+    def run(**given: Any) -> None:
+        asyncio.run(test(**given))
 
     return run
 
@@ -32,8 +33,19 @@ class Database:
     def __init__(self) -> None:
         self.at = 100.0  # seconds of both clocks, which a frozen process does not see pass
         self.until: float | None = 110.0
+        self.ahead = 0.5
         self.is_away = False
         self.takes = 0.0  # seconds until an answer
+        self.stands = 0.0  # seconds until it is begun: a server that stands still
+        self.clock = SharedClock(self)
+
+    def now_ms(self) -> int:
+        """Return milliseconds on this host's clock."""
+        return int(self.at * 1000)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        self.at += seconds
 
     def beat(self, worker_id: str, lease_ms: int) -> Beat:
         """Prolong the lease."""
@@ -41,12 +53,13 @@ class Database:
         if self.is_away:
             msg = "no route to the database"
             raise StoreError(msg)
+        self.at += self.stands
         now, known = self.at, self.until is not None
         lapsed = self.until is None or self.until <= now
         if known:
             self.until = now + lease_ms / 1000
         self.at += self.takes
-        return Beat(is_known=known, has_lapsed=lapsed, now_ms=int(now * 1000) + 500)
+        return Beat(is_known=known, has_lapsed=lapsed, now_ms=int((now + self.ahead) * 1000))
 
 
 def heart_of(database: Database, told: list[bool] | None = None) -> Heart:
@@ -57,7 +70,7 @@ def heart_of(database: Database, told: list[bool] | None = None) -> Heart:
         lease_seconds=10.0,
         beat_seconds=3.0,
         seconds=lambda: database.at,
-        now_ms=lambda: int(database.at * 1000),
+        clock=database.clock,
         on_lapse=(told if told is not None else []).append,
     )
     heart.lease.grant(database.at)
@@ -159,14 +172,44 @@ async def test_a_forgotten_worker_needs_a_new_name() -> None:
 
 
 @looped
-async def test_a_beat_measures_the_clock_of_the_database() -> None:
+async def test_a_beat_tells_the_time_of_the_database() -> None:
     """Half a second ahead of this host."""
     database = Database()
+
+    heart_of(database).beat()
+
+    assert database.clock.now_ms() == database.now_ms() + 500
+
+
+@looped
+@pytest.mark.parametrize(("stands", "takes"), [(4.0, 0.0), (0.0, 4.0), (2.0, 2.0)])
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_a_slow_answer_makes_nothing_due_before_its_time(
+    stands: float, takes: float, *, is_new: bool
+) -> None:
+    """Wherever it was slow, its time is not taken for a later one; what was known stays."""
+    database = Database()
     heart = heart_of(database)
+    if not is_new:
+        heart.beat()
+    database.stands, database.takes = stands, takes
 
     heart.beat()
 
-    assert heart.ahead_ms == 500
+    late_ms = database.now_ms() + 500 - database.clock.now_ms()
+    assert late_ms == (takes * 1000 if is_new else 0)
+
+
+@looped
+async def test_a_clock_of_the_database_that_is_set_is_followed() -> None:
+    """Forwards and backwards."""
+    database = Database()
+    heart = heart_of(database)
+    heart.beat()
+    for seconds in (3.0, -8.0):
+        database.ahead += seconds
+        heart.beat()
+        assert database.clock.now_ms() == database.now_ms() + int(database.ahead * 1000)
 
 
 @looped
