@@ -5,7 +5,8 @@
     floor       one row a commit, by psycopg, on one connection
     sequential  one run asks for N activities, one after the other
     parallel    runs of 10 activities each, one worker
-    fleet       the same, worked on by 4 `agentflow worker` processes; commits/s of the server
+    lone        runs of 10 activities each, due at one moment, worked on by one `agentflow worker`
+    fleet       the same by 4 of them; commits/s of the server
     latency     a run is started on an idle worker: milliseconds until its first activity runs
     parked      runs that wait: bytes of database each, memory of the worker, 1,000 woken at once
 """
@@ -31,7 +32,10 @@ from sequential import chain
 import agentflow
 
 URL = os.environ.get("BENCH_POSTGRES_URL", "")
-WORKERS = 4
+WORKERS, BATCHES = 4, 3
+BEFORE_SECONDS = 2.0  # longer than the starts of a batch take
+COMMITS = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
+LEFT = "SELECT count(*) FROM runs WHERE ended_at_ms IS NULL"
 HERE = Path(__file__).parent
 _ROW = b"x" * 200
 _began: list[float] = []
@@ -84,34 +88,46 @@ async def parallel(args: Any) -> None:
         report(**numbers, per_second=1e6 / numbers["wall_us"])
 
 
-async def fleet(args: Any) -> None:
-    """All runs are there before the workers may take one: their starts are not what is timed."""
-    commits = "SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()"
-    left = "SELECT count(*) FROM runs WHERE ended_at_ms IS NULL"
+async def fleet(args: Any, workers: int = WORKERS) -> None:
+    """All runs of a batch are due at one moment, from which it is timed; the first one warms up."""
     with ExitStack() as stack:
+        look = stack.enter_context(psycopg.connect(URL, autocommit=True))
         async with agentflow.connect(URL) as client:
-            await (await client.start(chain, 1, id="warm", queue="warm")).info()
-            for _ in range(WORKERS):
+            for _ in range(workers):
                 worker = stack.enter_context(_worker())
                 stack.callback(worker.send_signal, signal.SIGTERM)
-            warm = await client.get("warm")
-            await warm.result()
-            while len([w for w in await client.store.workers() if w.is_alive]) < WORKERS:  # noqa: ASYNC110 -- no event
+            while len([w for w in await client.store.workers() if w.is_alive]) < workers:  # noqa: ASYNC110 -- no event
                 await asyncio.sleep(0.05)
-            before = asked(commits)
-            began = time.perf_counter()
-            async with asyncio.TaskGroup() as group:
-                for _ in range(args.runs):
-                    group.create_task(client.start(chain, 10))
-            while asked(left):  # noqa: ASYNC110 -- other processes end them
-                await asyncio.sleep(0.02)
-            seconds = time.perf_counter() - began
+            await _batch(client, look, args.runs)
+            before = _commits(look)
+            seconds = [await _batch(client, look, args.runs) for _ in range(BATCHES)]
             await asyncio.sleep(1.5)  # the server's counters come late
-            done = asked(commits) - before
-    count = args.runs * 10
-    report(
-        wall_us=seconds / count * 1e6, per_second=count / seconds, commits_per_second=done / seconds
-    )
+            done = (_commits(look) - before) / BATCHES
+    count, took = args.runs * 10, median(seconds)
+    report(wall_us=took / count * 1e6, per_second=count / took, commits_per_second=done / took)
+
+
+async def lone(args: Any) -> None:
+    """The same with one worker process."""
+    await fleet(args, workers=1)
+
+
+async def _batch(client: agentflow.Client, look: psycopg.Connection[Any], runs: int) -> float:
+    """Let runs be due at once; return the seconds until the last one has ended."""
+    due = time.perf_counter() + BEFORE_SECONDS
+    async with asyncio.TaskGroup() as group:
+        for _ in range(runs):
+            group.create_task(client.start(chain, 10, delay=due - time.perf_counter()))
+    assert time.perf_counter() < due  # noqa: S101 -- else some have begun already
+    await asyncio.sleep(due - time.perf_counter())
+    while look.execute(LEFT).fetchone() != (0,):  # noqa: ASYNC110 -- other processes end them
+        await asyncio.sleep(0.01)
+    return time.perf_counter() - due
+
+
+def _commits(look: psycopg.Connection[Any]) -> int:
+    (found,) = look.execute(COMMITS).fetchone() or (0,)
+    return int(found)
 
 
 def _worker() -> subprocess.Popen[bytes]:
@@ -160,7 +176,8 @@ async def _wake(run: agentflow.Run[int]) -> None:
 
 
 JOBS = {
-    "sequential": sequential, "parallel": parallel, "fleet": fleet, "latency": latency,
+    "sequential": sequential, "parallel": parallel, "lone": lone, "fleet": fleet,
+    "latency": latency,
     "parked": parked,
 }  # fmt: skip
 

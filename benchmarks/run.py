@@ -103,7 +103,8 @@ def cases() -> list[Case]:
         before = ["resume.py", f"--n={c}", "--mode=record"]
         found.append(Case(f"e/agentflow-{count}", ["resume.py", f"--n={c}"], before))
     found += [Case(f"f/{name}", ["-c", code]) for name, code in IMPORTS.items()]
-    sizes = {"floor": n, "sequential": n, "parallel": n, "fleet": n, "latency": n // 4}
+    sizes = {"floor": n, "sequential": n, "parallel": n, "lone": n, "fleet": n}
+    sizes["latency"] = n // 4
     for job, size in {**sizes, "parked": PARKED // SMALL}.items():
         command = ["postgres.py", f"--job={job}", f"--n={size}", f"--runs={runs}"]
         found.append(Case(f"p/{job}", command, rounds=1 if job == "parked" else ROUNDS))
