@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import and_, bindparam, case, func, or_, select, update
+from sqlalchemy import Select, and_, bindparam, case, func, or_, select, update
 from sqlalchemy.engine import Row as CoreRow
 
 from agentflow import ids
@@ -60,6 +60,22 @@ DROP = Hot(
     ),
     "run_pk_", "seq_",
 )  # fmt: skip
+NEXT = Hot(lambda _: select(func.min(parcels.c.next_at_ms)))
+
+
+def _next_among_peers() -> Select[Any]:
+    due, until = parcels.c.next_at_ms, parcels.c.lease_until_ms
+    alive_until = func.coalesce(leases.c.until_ms, const(0))
+    freed = case((alive_until < until, alive_until), else_=until)
+    is_anothers = and_(parcels.c.owner != bindparam("me"), freed > due)
+    return (
+        select(func.min(case((is_anothers, freed), else_=due)))
+        .select_from(parcels.outerjoin(leases, leases.c.worker_id == parcels.c.owner))
+        .where(due.is_not(None))
+    )
+
+
+NEXT_AMONG_PEERS = Hot(lambda _: _next_among_peers(), "me")
 CALL_COLUMNS = (
     calls.c.run_pk, calls.c.seq, runs.c.project, runs.c.id, calls.c.key, calls.c.attempt,
     calls.c.model, calls.c.latency, calls.c.custom_id, calls.c.abandoned, runs.c.status,
@@ -274,16 +290,8 @@ def next_ms(tx: Tx, worker_id: str, *, is_alone: bool) -> int | None:
 
     Another's only once its lease is over, or its worker's.
     """
-    due, until = parcels.c.next_at_ms, parcels.c.lease_until_ms
-    query = select(func.min(due))
-    if not is_alone:
-        alive_until = func.coalesce(leases.c.until_ms, 0)
-        freed = case((alive_until < until, alive_until), else_=until)
-        is_anothers = and_(parcels.c.owner != worker_id, freed > due)
-        query = select(func.min(case((is_anothers, freed), else_=due)))
-        query = query.select_from(parcels.outerjoin(leases, leases.c.worker_id == parcels.c.owner))
-    found: int | None = tx.conn.execute(query.where(due.is_not(None))).scalar()
-    return found
+    (found,) = tx.rows(NEXT) if is_alone else tx.rows(NEXT_AMONG_PEERS, worker_id)
+    return None if found[0] is None else int(found[0])
 
 
 def next_answer_ms(tx: Tx, run_pk: int) -> int | None:

@@ -11,8 +11,9 @@ import json
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import Connection, Select, bindparam, func, select
 
 from agentflow.clock import Clock
 from agentflow.dataclass import dataclass
@@ -56,6 +57,25 @@ FORGIVE = Hot(
     "pk_",
     "epoch_",
 )
+PEERS = Hot(
+    lambda _: select(leases.c.worker_id).where(
+        leases.c.until_ms > bindparam("now_ms"), leases.c.worker_id != bindparam("me")
+    ),
+    "now_ms", "me",
+)  # fmt: skip
+
+
+def _dead_owners() -> Select[Any]:
+    is_owned = runs.c.wake_at_ms.is_not(None)
+    each = select(func.min(runs.c.owner).label("owner")).where(is_owned).cte(recursive=True)
+    after = select(func.min(runs.c.owner)).where(is_owned, runs.c.owner > each.c.owner)
+    each = each.union_all(select(after.scalar_subquery()).where(each.c.owner.is_not(None)))
+    alive = select(leases.c.worker_id).where(leases.c.until_ms > bindparam("now_ms"))
+    owner = each.c.owner
+    return select(owner).where(owner.is_not(None), owner != bindparam("me"), owner.not_in(alive))
+
+
+DEAD_OWNERS = Hot(lambda _: _dead_owners(), "me", "now_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +142,7 @@ def bury(tx: Tx) -> None:
 
 def has_peers(tx: Tx, me: str) -> bool:
     """Return whether another worker is alive."""
-    alive = select(leases.c.worker_id).where(leases.c.until_ms > tx.now_ms)
-    return tx.conn.execute(alive.where(leases.c.worker_id != me).limit(1)).first() is not None
+    return bool(tx.rows(PEERS, tx.now_ms, me))
 
 
 def dead_owners(tx: Tx, me: str) -> list[str]:
@@ -131,14 +150,7 @@ def dead_owners(tx: Tx, me: str) -> list[str]:
 
     One step of the index per owner, however many runs there are.
     """
-    is_owned = runs.c.wake_at_ms.is_not(None)
-    each = select(func.min(runs.c.owner).label("owner")).where(is_owned).cte(recursive=True)
-    after = select(func.min(runs.c.owner)).where(is_owned, runs.c.owner > each.c.owner)
-    each = each.union_all(select(after.scalar_subquery()).where(each.c.owner.is_not(None)))
-    alive = select(leases.c.worker_id).where(leases.c.until_ms > tx.now_ms)
-    owner = each.c.owner
-    query = select(owner).where(owner.is_not(None), owner != me, owner.not_in(alive))
-    return [row[0] for row in tx.conn.execute(query)]
+    return [row[0] for row in tx.rows(DEAD_OWNERS, me, tx.now_ms)]
 
 
 def owned(tx: Tx, worker_id: str) -> dict[int, int]:

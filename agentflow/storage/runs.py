@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -386,7 +387,8 @@ def claim(tx: Tx, wanted: Claiming) -> list[Claimed]:
     woken = own(tx, me, wanted.own_after, room) if wanted.own_after is not None else []
     room -= len(woken)
     most = min(room, DEAD_SHARE) if tx.dialect.is_shared else room
-    dead = due(tx, wanted, left(tx, me), most) if wanted.take_over else []
+    whose = left(tx, me) if wanted.take_over else None
+    dead = [] if whose is None else due(tx, wanted, whose, most)
     tx.many(CLAIM, [(me, 1, pk) for pk in dead])
     free = take_free(tx, wanted, room - len(dead))
     rows = rows_by_pk(tx, [*woken, *dead, *free])
@@ -424,10 +426,11 @@ def own(tx: Tx, me: str, after_pk: int, limit: int) -> list[int]:
     return [row[0] for row in tx.conn.execute(query)]
 
 
-def left(tx: Tx, me: str) -> ColumnElement[bool]:
-    """Return the condition that a run's owner, another worker, has died."""
+def left(tx: Tx, me: str) -> ColumnElement[bool] | None:
+    """Return the condition that a run's owner, another worker, has died; None = none has."""
     if tx.dialect.is_shared:
-        return runs.c.owner.in_(leases.dead_owners(tx, me))
+        dead = leases.dead_owners(tx, me)
+        return runs.c.owner.in_(dead) if dead else None
     return or_(runs.c.owner < me, runs.c.owner > me)  # this process holds the owner's lock
 
 
@@ -448,25 +451,34 @@ def now_of(tx: Tx, wanted: Claiming) -> int:
     return tx.now_ms if tx.dialect.is_shared else wanted.now_ms
 
 
-def serves(served: Served) -> list[ColumnElement[bool]]:
+def serves(served: Served) -> tuple[ColumnElement[bool], ...]:
     """Return the conditions of a run that a worker can work on.
 
     A run that is pinned to a version waits for a worker that has it; code without a version
     takes any run, as replay shows whether it fits.
     """
+    workflows = served.workflows
+    return _serving(None if workflows is None else tuple(workflows.items()), served.queues)
+
+
+@functools.lru_cache(maxsize=64)
+def _serving(
+    workflows: tuple[tuple[str, str], ...] | None, names: tuple[str, ...] | None
+) -> tuple[ColumnElement[bool], ...]:
+    """Return them; an idle worker asks at every turn, and building them takes its time."""
     where: list[ColumnElement[bool]] = []
-    if served.workflows is not None:
-        anyhow = [name for name, version in served.workflows.items() if not version]
-        pinned = [(name, version) for name, version in served.workflows.items() if version]
+    if workflows is not None:
+        anyhow = [name for name, version in workflows if not version]
         either: list[ColumnElement[bool]] = [runs.c.workflow.in_(anyhow)]
         either += [
             and_(runs.c.workflow == name, runs.c.version.in_(("", version)))
-            for name, version in pinned
+            for name, version in workflows
+            if version
         ]
         where.append(or_(*either))
-    if served.queues is not None:
-        where.append(runs.c.queue.in_(served.queues))
-    return where
+    if names is not None:
+        where.append(runs.c.queue.in_(names))
+    return tuple(where)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import BindParameter, Select, bindparam, func, or_, select
 
 from agentflow.codec import Parts
 from agentflow.dataclass import dataclass
@@ -116,19 +117,30 @@ def listed(tx: Tx, project: str, name: str | None) -> list[Schedule]:
     return found
 
 
-def due(tx: Tx, now_ms: int, workflows: Collection[str] | None) -> DueSchedules:
-    """Return the schedules that want a decision, and when the next one will be due."""
-    served = [] if workflows is None else [schedules.c.workflow.in_(workflows)]
-    awake = [schedules.c.paused == 0, *served]
-    next_due = select(func.min(schedules.c.next_due_ms)).where(*awake)
-    at = tx.conn.execute(next_due.where(schedules.c.next_due_ms > now_ms)).scalar()
+@functools.cache
+def due_queries(*, is_choosy: bool) -> tuple[Select[Any], Select[Any]]:
+    """Return the statements of `due`: they are asked at every turn of an idle worker."""
+    now: BindParameter[int] = bindparam("now_ms")
+    mine = [schedules.c.workflow.in_(bindparam("workflows", expanding=True))] if is_choosy else []
+    is_awake = schedules.c.paused == 0
+    next_due = select(func.min(schedules.c.next_due_ms))
     last = (runs.c.project == schedules.c.project) & (runs.c.id == schedules.c.last_run_id)
     wants = or_(
-        (schedules.c.paused == 0) & (schedules.c.next_due_ms <= now_ms),
-        schedules.c.buffered_due_ms.is_not(None),
+        is_awake & (schedules.c.next_due_ms <= now), schedules.c.buffered_due_ms.is_not(None)
     )
-    query = select(schedules, runs.c.status).outerjoin(runs, last).where(wants, *served)
-    found = tx.conn.execute(query.order_by(schedules.c.next_due_ms, schedules.c.name))
+    wanting = select(schedules, runs.c.status).outerjoin(runs, last).where(wants, *mine)
+    return (
+        next_due.where(is_awake, *mine, schedules.c.next_due_ms > now),
+        wanting.order_by(schedules.c.next_due_ms, schedules.c.name),
+    )
+
+
+def due(tx: Tx, now_ms: int, workflows: Collection[str] | None) -> DueSchedules:
+    """Return the schedules that want a decision, and when the next one will be due."""
+    next_due, wanting = due_queries(is_choosy=workflows is not None)
+    values = {"now_ms": now_ms, "workflows": [] if workflows is None else list(workflows)}
+    at = tx.conn.execute(next_due, values).scalar()
+    found = tx.conn.execute(wanting, values)
     return DueSchedules(
         found=tuple(
             (schedule_of(row), row.status is not None and row.status not in ENDED) for row in found
