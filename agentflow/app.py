@@ -21,8 +21,9 @@ from agentflow.errors import OwnedElsewhereError, SettingsError, UnknownModelErr
 from agentflow.ids import new_worker_id
 from agentflow.llm.usage import Usage
 from agentflow.loading import load
-from agentflow.protocols import PriceBook, Provider, QueueLimit, RateLimit, Store
+from agentflow.protocols import PriceBook, Provider, Store
 from agentflow.settings import Settings, read_settings
+from agentflow.stored import QueueLimit, RateLimit
 from agentflow.worker.worker import Worker, WorkerOptions
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from agentflow.codec import Parts
 from agentflow.engine.definitions import Workflow
 from agentflow.engine.limits import recorded_limits
 from agentflow.history import events as ev
-from agentflow.protocols import Firing, Message, NewRun
+from agentflow.stored import Firing, Message, NewRun
 from agentflow.timetable import Decision, Schedule, run_id
 
 AnyWorkflow = Workflow[..., Any]

@@ -10,7 +10,7 @@ from agentflow.history import events as ev
 from agentflow.history.history import History
 from agentflow.ledger.entries import AttemptRecord, Priced
 from agentflow.llm.request import ModelRequest
-from agentflow.protocols import LedgerWrite
+from agentflow.stored import LedgerWrite
 
 _REASON = "its process ended before an outcome was recorded; it may have been billed"
 

@@ -30,14 +30,7 @@ from agentflow.llm.deferral import Result, Route
 from agentflow.llm.request import ModelRequest, ToolSpec
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.usage import Usage
-from agentflow.protocols import (
-    Deferring,
-    Findable,
-    PriceBook,
-    Provider,
-    ProviderCall,
-    Resumable,
-)
+from agentflow.protocols import Deferring, Findable, PriceBook, Provider, ProviderCall, Resumable
 from agentflow.retry import MODEL_RETRY
 from agentflow.sync_point import sync_point
 

@@ -24,7 +24,7 @@ from agentflow.cli.output import (
 from agentflow.cli.target import read_json
 from agentflow.client import Client
 from agentflow.errors import AgentflowError, InputError
-from agentflow.protocols import Approval
+from agentflow.stored import Approval
 
 
 @click.command("approvals")

@@ -16,7 +16,7 @@ from agentflow.cli.option import Where, limit_option, where_options
 from agentflow.cli.output import note, run_json, truncation, write_items, write_run
 from agentflow.client import Client
 from agentflow.errors import InputError, UsageError
-from agentflow.protocols import RunFilter, RunRow
+from agentflow.stored import RunFilter, RunRow
 
 
 @click.command("verify")

@@ -15,8 +15,8 @@ from agentflow.cli import session
 from agentflow.cli.exit_code import ExitCode
 from agentflow.cli.option import Where, where_options, without_password
 from agentflow.cli.output import iso, now_ms, table, write_json
-from agentflow.protocols import Checkup
 from agentflow.settings import read_settings
+from agentflow.stored import Checkup
 
 _PACKAGES = ("sqlalchemy", "pydantic", "openai", "anthropic", "genai-prices", "click", "rich")
 _EXTRAS = {"crypto": "cryptography", "postgres": "psycopg", "tiktoken": "tiktoken"}

@@ -38,7 +38,7 @@ from agentflow.errors import (
 )
 from agentflow.history.failure import Failure
 from agentflow.ledger.reports import CostGroup, CostQuery, total
-from agentflow.protocols import RunRow
+from agentflow.stored import RunRow
 
 _GROUPS = 100_000  # days and runs: no total leaves any out
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')

@@ -20,7 +20,7 @@ from agentflow.client import Client, Run
 from agentflow.dataclass import dataclass
 from agentflow.errors import AgentflowError, OwnedElsewhereError, RunFailedError, RunParkedError
 from agentflow.history.events import AnyEvent
-from agentflow.protocols import RunRow
+from agentflow.stored import RunRow
 
 _LOOK_SECONDS = 0.1  # how often new events are looked for; the end is told at once
 _PATIENCE_SECONDS = 5.0  # a worker elsewhere takes a run up within a quarter of a second

@@ -14,7 +14,7 @@ from agentflow.cli.option import Where, where_options
 from agentflow.cli.output import ago, iso, now_ms, table, write_items, write_json
 from agentflow.cli.queues import Count, Given
 from agentflow.errors import UsageError
-from agentflow.protocols import RateLimit
+from agentflow.stored import RateLimit
 
 
 @click.group("limits", cls=ListingGroup)

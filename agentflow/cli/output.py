@@ -17,7 +17,7 @@ from rich.text import Text
 from agentflow.clock import SystemClock, from_ms
 from agentflow.ledger.entries import usd
 from agentflow.ledger.reports import CostGroup, coverage, dollars
-from agentflow.protocols import ENDED, RunRow
+from agentflow.stored import ENDED, RunRow
 
 _PIPE_COLUMNS = 4_000  # nothing is cut off where a program, or a file, reads the table
 _LINE_CHARACTERS = 200

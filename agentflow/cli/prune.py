@@ -17,7 +17,7 @@ from agentflow.cli.option import Span, Where, where_options
 from agentflow.cli.output import iso, note, now_ms, write_json
 from agentflow.client import Client
 from agentflow.errors import UsageError
-from agentflow.protocols import ENDED, RunFilter, RunRow
+from agentflow.stored import ENDED, RunFilter, RunRow
 
 _AT_ONCE = 200  # runs that are archived, then pruned: what a crash in between repeats at most
 _SHORTEST = timedelta(hours=1)

@@ -13,7 +13,7 @@ from agentflow.cli.listing import ListingGroup
 from agentflow.cli.option import Where, where_options
 from agentflow.cli.output import ago, iso, now_ms, table, write_items, write_json
 from agentflow.errors import UsageError
-from agentflow.protocols import QueueLimit, QueueScope, QueueState
+from agentflow.stored import QueueLimit, QueueScope, QueueState
 
 Given = int | Literal["none"] | None
 

@@ -33,8 +33,8 @@ from agentflow.ledger.reconcile import (
 from agentflow.ledger.reports import CostQuery, money
 from agentflow.ledger.statement import OTHER, VENDORS, Statement, Vendor, read_statement
 from agentflow.loading import load
-from agentflow.protocols import LedgerWrite, RunRow
 from agentflow.settings import read_settings
+from agentflow.stored import LedgerWrite, RunRow
 
 _DAY = click.DateTime(["%Y-%m-%d"])
 _WORKFLOW = "agentflow.reconcile"

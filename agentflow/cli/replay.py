@@ -28,7 +28,7 @@ from agentflow.engine.definitions import REGISTRY
 from agentflow.engine.rehearsal import Rehearsal
 from agentflow.errors import AgentflowError, UsageError
 from agentflow.history import events as ev
-from agentflow.protocols import RunFilter, RunRow
+from agentflow.stored import RunFilter, RunRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ from agentflow.engine.definition import LATENCIES, Latency
 from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import AgentflowError, AmbiguousIdError, NotFoundError, OwnedElsewhereError
 from agentflow.ledger.budgets import ON_EXHAUSTED
-from agentflow.protocols import ENDED, RunRow
+from agentflow.stored import ENDED, RunRow
 
 _OTHERS = 100  # unfinished runs that are looked at
 _SHOWN = 3

@@ -24,7 +24,7 @@ from agentflow.cli.output import (
 )
 from agentflow.cli.target import read_json
 from agentflow.errors import InputError
-from agentflow.protocols import RunFilter, RunRow
+from agentflow.stored import RunFilter, RunRow
 
 STATUSES = (
     "pending", "running", "waiting", "paused", "needs_code", "needs_version", "quarantined",

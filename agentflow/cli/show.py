@@ -37,7 +37,7 @@ from agentflow.errors import AgentflowError
 from agentflow.history.events import AnyEvent, data_of
 from agentflow.history.failure import Failure
 from agentflow.ledger.reports import CostGroup, CostQuery, dollars
-from agentflow.protocols import RunRow
+from agentflow.stored import RunRow
 
 _STEPS = 100_000
 _ACTIVE = ("pending", "running")

@@ -10,7 +10,7 @@ from agentflow.cli.option import Where
 from agentflow.cli.output import one_line, when
 from agentflow.client import Client
 from agentflow.dataclass import dataclass
-from agentflow.protocols import ENDED, PARKED, RunFilter, RunRow
+from agentflow.stored import ENDED, PARKED, RunFilter, RunRow
 
 SOON_MS = 60_000  # a timer (or a retry) within a minute is waited for
 _CHILDREN = 100  # looked at for what a parent waits for

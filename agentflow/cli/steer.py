@@ -13,7 +13,7 @@ from agentflow.cli.option import Where, reason_option, where_options
 from agentflow.cli.output import now_ms, run_json, write_run
 from agentflow.cli.target import read_json
 from agentflow.client import Run
-from agentflow.protocols import RunRow
+from agentflow.stored import RunRow
 
 Act = Callable[[Run[Any]], Awaitable[None]]
 

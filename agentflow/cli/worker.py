@@ -23,8 +23,8 @@ from agentflow.dataclass import dataclass
 from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import UsageError
 from agentflow.loading import load
-from agentflow.protocols import WorkerCard, WorkerRow
 from agentflow.settings import read_settings
+from agentflow.stored import WorkerCard, WorkerRow
 from agentflow.worker.worker import WorkerOptions
 
 _LOG = logging.getLogger("agentflow.worker")

@@ -33,7 +33,8 @@ from agentflow.ledger.cache import CacheGroup
 from agentflow.ledger.entries import adjustment
 from agentflow.ledger.reports import CostGroup, CostQuery, LedgerRow
 from agentflow.ledger.spending import Spending
-from agentflow.protocols import (
+from agentflow.protocols import Store
+from agentflow.stored import (
     Approval,
     Booking,
     BudgetChange,
@@ -42,7 +43,6 @@ from agentflow.protocols import (
     NewRun,
     RunFilter,
     RunRow,
-    Store,
 )
 from agentflow.sync_point import sync_point
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from agentflow.client.run import Seams
 from agentflow.client.webhook import verified_ref
 from agentflow.errors import UsageError
-from agentflow.protocols import QueueLimit, QueueScope, QueueState, RateLimit
+from agentflow.stored import QueueLimit, QueueScope, QueueState, RateLimit
 
 DEFAULT_QUEUE = "default"
 _MOST_PRIORITY = 1_000_000

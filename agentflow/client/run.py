@@ -30,15 +30,8 @@ from agentflow.history.failure import Failure
 from agentflow.history.history import History, cut, history_of, retry_point
 from agentflow.ledger.reports import CostQuery, RunCost, total
 from agentflow.llm.stream import StreamItem
-from agentflow.protocols import (
-    ENDED,
-    PARKED,
-    Message,
-    RunRow,
-    RunStatus,
-    Store,
-    bare_append,
-)
+from agentflow.protocols import Store
+from agentflow.stored import ENDED, PARKED, Message, RunRow, RunStatus, bare_append
 from agentflow.sync_point import sync_point
 
 P = ParamSpec("P")

@@ -7,13 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from agentflow.llm.stream import StreamItem
-from agentflow.protocols import (
-    ENDED,
-    PARKED,
-    RunRow,
-    RunStatus,
-    Store,
-)
+from agentflow.protocols import Store
+from agentflow.stored import ENDED, PARKED, RunRow, RunStatus
 
 _POLL_SECONDS = 0.25  # how late a change by another process may be seen …
 _LONGEST_POLL_SECONDS = 1.0  # … and where it has been waited for for long

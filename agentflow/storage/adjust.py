@@ -11,7 +11,6 @@ from sqlalchemy import bindparam, select
 
 from agentflow.dataclass import dataclass
 from agentflow.errors import NotFoundError
-from agentflow.protocols import Append, Booking, LedgerWrite, RunRow, Start
 from agentflow.storage import append, runs, till
 from agentflow.storage.ledger import (
     ADJUSTMENT,
@@ -28,6 +27,7 @@ from agentflow.storage.schema import attempt_details as details
 from agentflow.storage.schema import attempts
 from agentflow.storage.schema import runs as table
 from agentflow.storage.statement import Hot, Tx, const
+from agentflow.stored import Append, Booking, LedgerWrite, RunRow, Start
 
 BOOKED = Hot(
     lambda _: select(details.c.n)

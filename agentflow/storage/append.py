@@ -19,7 +19,6 @@ from sqlalchemy import and_, bindparam, func, select
 from agentflow.errors import NotFoundError
 from agentflow.history.events import AnyEvent
 from agentflow.ledger.budgets import Refused
-from agentflow.protocols import ENDED, Append, Appended, Message, Start, Taken
 from agentflow.storage import approvals, deferral, inbox, ledger, runs
 from agentflow.storage.cache import Cache, reusing
 from agentflow.storage.payloads import write_parts
@@ -38,6 +37,7 @@ from agentflow.storage.schema import events
 from agentflow.storage.schema import runs as table
 from agentflow.storage.statement import ByKeys, Hot, Row, Tx, insert_rows
 from agentflow.storage.till import Till
+from agentflow.stored import ENDED, Append, Appended, Message, Start, Taken
 from agentflow.sync_point import sync_point
 
 STATE_COLUMNS = (

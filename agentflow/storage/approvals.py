@@ -9,12 +9,12 @@ from sqlalchemy import ColumnElement, Update, bindparam, select
 from agentflow.dataclass import dataclass
 from agentflow.errors import AmbiguousIdError, NotFoundError, UsageError
 from agentflow.history.events import ApprovalRequested
-from agentflow.protocols import Approval, Message, Start
 from agentflow.storage import inbox
 from agentflow.storage.payloads import shown, stored_payload
 from agentflow.storage.plan import Planned
 from agentflow.storage.schema import approvals, events, runs
 from agentflow.storage.statement import Hot, Row, Tx, const, consts, insert_rows
+from agentflow.stored import Approval, Message, Start
 from agentflow.sync_point import sync_point
 
 COLUMNS = (

@@ -13,11 +13,11 @@ from agentflow.dataclass import dataclass
 from agentflow.errors import NotFoundError
 from agentflow.history.audit import GENESIS, event_hash
 from agentflow.history.events import KINDS
-from agentflow.protocols import ENDED
 from agentflow.storage.payloads import read_bodies, stored_payload
 from agentflow.storage.plan import ENDS
 from agentflow.storage.schema import attempts, cost_lines, events, runs
 from agentflow.storage.statement import Hot, Row, Tx, const, consts
+from agentflow.stored import ENDED
 
 EVENTS = Hot(
     lambda _: select(events).where(events.c.run_pk == bindparam("run_pk_")).order_by(events.c.seq),

@@ -12,12 +12,12 @@ from agentflow.errors import NotFoundError, UsageError
 from agentflow.ledger.budgets import EVERY_DAY, NOTHING, Account, Amount, Budget, Limits
 from agentflow.ledger.entries import usd
 from agentflow.ledger.reports import CostGroup, CostQuery
-from agentflow.protocols import ENDED, BudgetChange
 from agentflow.storage import ledger
 from agentflow.storage.runs import by_name
 from agentflow.storage.schema import budget_waits as waits
 from agentflow.storage.schema import budgets, runs
 from agentflow.storage.statement import ByKeys, Hot, Keys, Row, Tx, const, consts
+from agentflow.stored import ENDED, BudgetChange
 
 INSERT_NEW = Hot(
     lambda speaker: speaker.insert_new(budgets),

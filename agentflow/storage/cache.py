@@ -14,7 +14,6 @@ from sqlalchemy import bindparam, case, delete, func, or_, select, update
 
 from agentflow.dataclass import dataclass
 from agentflow.ledger.cache import CACHED, CacheAsk, CachedAnswer, CacheGroup, CacheNote
-from agentflow.protocols import Append, Start
 from agentflow.storage import ledger
 from agentflow.storage.payloads import payload_of, payload_text
 from agentflow.storage.plan import Guard, State
@@ -29,6 +28,7 @@ from agentflow.storage.statement import (
     consts,
     insert_new_rows,
 )
+from agentflow.stored import Append, Start
 
 T = cached_answers.c
 KEY = (T.project == bindparam("project_"), T.digest == bindparam("digest_"))

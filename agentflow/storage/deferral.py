@@ -24,13 +24,13 @@ from agentflow.dataclass import dataclass
 from agentflow.errors import FencedError
 from agentflow.history.events import ActivityScheduled, ActivityStarted
 from agentflow.llm.deferral import DeferredCall, Parcel, Route, Withdrawn
-from agentflow.protocols import ENDED, Asked, Delivery, Message, ParcelNews
 from agentflow.storage import history, inbox
 from agentflow.storage.plan import Planned
 from agentflow.storage.schema import deferred_calls as calls
 from agentflow.storage.schema import events, leases, parcels, runs
 from agentflow.storage.statement import ByKeys, Hot, Tx, const, insert_rows
 from agentflow.storage.statement import Row as Values
+from agentflow.stored import ENDED, Asked, Delivery, Message, ParcelNews
 from agentflow.sync_point import sync_point
 
 INSERT = insert_rows(calls)

@@ -8,11 +8,11 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from agentflow.protocols import Checkup
 from agentflow.storage.migrations import current_version, oldest_code
 from agentflow.storage.payloads import payload_of
 from agentflow.storage.schema import SCHEMA_VERSION, bodies, events, inbox, nodes, runs
 from agentflow.storage.statement import Tx
+from agentflow.stored import Checkup
 
 # https://sqlite.org/wal.html#walresetbug: two connections that write and checkpoint at the
 # same moment can corrupt the file. agentflow's own connections never do (see dialects/sqlite.py);

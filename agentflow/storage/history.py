@@ -14,10 +14,10 @@ from agentflow.errors import (
     UnknownEventError,
 )
 from agentflow.history.events import AnyEvent, event_from
-from agentflow.protocols import StoredHistory
 from agentflow.storage.payloads import read_bodies
 from agentflow.storage.schema import events, runs
 from agentflow.storage.statement import Hot, Row, Tx, const
+from agentflow.stored import StoredHistory
 
 COLUMNS = (
     events.c.kind, events.c.seq, events.c.time_ms, events.c.actor, events.c.key,

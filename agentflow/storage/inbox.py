@@ -9,10 +9,10 @@ from sqlalchemy import Update, bindparam, case, select
 
 from agentflow.dataclass import dataclass
 from agentflow.errors import NotFoundError, RunEndedError
-from agentflow.protocols import ENDED, PARKED, InboxRow, Message
 from agentflow.storage.payloads import dumps, payload_of, payload_text, write_parts
 from agentflow.storage.schema import inbox, runs
 from agentflow.storage.statement import ByKeys, Hot, Row, Tx, const
+from agentflow.stored import ENDED, PARKED, InboxRow, Message
 from agentflow.sync_point import sync_point
 
 WAITING = ByKeys(

@@ -18,10 +18,10 @@ from sqlalchemy import Connection, Select, bindparam, func, select
 from agentflow.clock import Clock
 from agentflow.dataclass import dataclass
 from agentflow.errors import StoreError
-from agentflow.protocols import Beat, WorkerCard, WorkerRow
 from agentflow.storage.dialect import Dialect
 from agentflow.storage.schema import leases, parcels, runs, workers
 from agentflow.storage.statement import Hot, Tx, const, insert_rows
+from agentflow.stored import Beat, WorkerCard, WorkerRow
 
 KEPT_MS = 3_600_000  # a dead worker is shown for an hour after its lease ran out
 

@@ -32,12 +32,12 @@ from agentflow.ledger.entries import AttemptRecord, CostLine, Priced
 from agentflow.ledger.reports import USER, CostGroup, CostQuery, Counted, LedgerRow
 from agentflow.ledger.spending import Savings, Spending, Waste
 from agentflow.llm.usage import Usage
-from agentflow.protocols import LedgerWrite
 from agentflow.storage.payloads import dumps, shown
 from agentflow.storage.plan import Planned
 from agentflow.storage.schema import attempt_details as details
 from agentflow.storage.schema import attempts, cost_lines, run_tags, runs
 from agentflow.storage.statement import ByKeys, Hot, Row, Tx, insert_rows
+from agentflow.stored import LedgerWrite
 
 INSERT_ATTEMPT = insert_rows(attempts)
 INSERT_DETAIL = insert_rows(details)

@@ -15,11 +15,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, bindparam
 
 from agentflow.dataclass import dataclass
-from agentflow.protocols import Append, Appended, Start
 from agentflow.storage import append
 from agentflow.storage.plan import NOTED, Encoded, Planned, Writer, answer_text
 from agentflow.storage.schema import runs
 from agentflow.storage.statement import Hot, Tx, const
+from agentflow.stored import Append, Appended, Start
 from agentflow.sync_point import sync_point
 
 RUNS = 64  # of which the tail is remembered; more than one where several take turns

@@ -29,9 +29,9 @@ from agentflow.history.events import (
     data_of,
 )
 from agentflow.ledger.cache import CACHED
-from agentflow.protocols import ENDED, PARKED, Append, Appended, Start
 from agentflow.storage.payloads import dumps, shown
 from agentflow.storage.statement import Row
+from agentflow.stored import ENDED, PARKED, Append, Appended, Start
 
 ENDS: dict[type[AnyEvent], str] = {
     RunCompleted: "completed",

@@ -19,7 +19,6 @@ from sqlalchemy import Select, bindparam, delete, select
 
 from agentflow.codec import Cipher
 from agentflow.dataclass import dataclass
-from agentflow.protocols import ENDED
 from agentflow.storage.payloads import BODIES, payload_of
 from agentflow.storage.schema import (
     approvals,
@@ -35,6 +34,7 @@ from agentflow.storage.schema import (
 )
 from agentflow.storage.statement import Hot, Tx, const, consts
 from agentflow.storage.transfer import NODES, digests_in
+from agentflow.stored import ENDED
 
 MIN_AGE_MS = 3_600_000  # an hour: see above
 OVERLAP_MS = 60_000  # clocks of processes on one database may differ by as much

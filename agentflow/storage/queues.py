@@ -35,9 +35,9 @@ from sqlalchemy import (
 )
 
 from agentflow.dataclass import dataclass
-from agentflow.protocols import QueueLimit, QueueState
 from agentflow.storage.schema import queue_limits, runs
 from agentflow.storage.statement import Hot, Row, Tx, const, consts
+from agentflow.stored import QueueLimit, QueueState
 
 Where = Sequence[ColumnElement[bool]]
 Mark = Callable[[Sequence[int]], object]

@@ -14,10 +14,10 @@ from sqlalchemy import bindparam, select
 
 from agentflow.dataclass import dataclass
 from agentflow.ledger.pace import Pace, read
-from agentflow.protocols import Append, Demand, RateLimit, Start, Taken
 from agentflow.storage.plan import Guard, State
 from agentflow.storage.schema import rate_limits as table
 from agentflow.storage.statement import ByKeys, Hot, Tx
+from agentflow.stored import Append, Demand, RateLimit, Start, Taken
 
 EACH = "*"
 COLUMNS = (table.c.pk, table.c.model, table.c.key, table.c.requests, table.c.tokens, table.c.state)

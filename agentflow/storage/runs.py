@@ -13,7 +13,12 @@ from agentflow.errors import AmbiguousIdError, InputMismatchError, NotFoundError
 from agentflow.history.audit import GENESIS
 from agentflow.history.events import data_of
 from agentflow.ledger.budgets import Limits
-from agentflow.protocols import (
+from agentflow.storage import inbox, leases, queues
+from agentflow.storage.payloads import dumps, stored_payload, write_parts
+from agentflow.storage.plan import State, Writer
+from agentflow.storage.schema import budgets, events, run_tags, runs
+from agentflow.storage.statement import ByKeys, Hot, Keys, Row, Tx, const, insert_made, insert_rows
+from agentflow.stored import (
     CLAIM_SHARE,
     DEAD_SHARE,
     ENDED,
@@ -25,11 +30,6 @@ from agentflow.protocols import (
     RunRow,
     Served,
 )
-from agentflow.storage import inbox, leases, queues
-from agentflow.storage.payloads import dumps, stored_payload, write_parts
-from agentflow.storage.plan import State, Writer
-from agentflow.storage.schema import budgets, events, run_tags, runs
-from agentflow.storage.statement import ByKeys, Hot, Keys, Row, Tx, const, insert_made, insert_rows
 
 PREFIX_CHARACTERS = 6
 

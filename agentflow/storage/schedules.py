@@ -14,12 +14,12 @@ from agentflow.codec import Parts
 from agentflow.dataclass import dataclass
 from agentflow.errors import NotFoundError
 from agentflow.ledger.budgets import Limits
-from agentflow.protocols import ENDED, DueSchedules, Firing
 from agentflow.storage import inbox
 from agentflow.storage.payloads import dumps, payload_of, payload_text, write_parts
 from agentflow.storage.runs import existing, insert
 from agentflow.storage.schema import runs, schedules
 from agentflow.storage.statement import Tx, insert_new_rows
+from agentflow.stored import ENDED, DueSchedules, Firing
 from agentflow.timetable import Schedule, Timetable
 
 PLAIN = (

@@ -7,10 +7,10 @@ from typing import Any
 
 from sqlalchemy import func, select
 
-from agentflow.protocols import Checkup
 from agentflow.storage import leases
 from agentflow.storage.schema import runs
 from agentflow.storage.statement import Tx
+from agentflow.stored import Checkup
 
 STUCK_MS = 60_000  # a run that is due is taken within milliseconds
 CLOCK_MS = 1_000  # a difference that is worth a word

@@ -20,35 +20,6 @@ from agentflow.ledger.spending import Spending
 from agentflow.llm.deferral import DeferredCall, Parcel, Route, Withdrawn
 from agentflow.llm.stream import StreamItem
 from agentflow.loading import load
-from agentflow.protocols import (
-    EVERYTHING,
-    Append,
-    Appended,
-    Approval,
-    Asked,
-    Beat,
-    Booking,
-    BudgetChange,
-    Checkup,
-    Claimed,
-    Delivery,
-    DueSchedules,
-    Firing,
-    InboxRow,
-    LedgerWrite,
-    Message,
-    NewRun,
-    ParcelNews,
-    QueueLimit,
-    QueueState,
-    RateLimit,
-    RunFilter,
-    RunRow,
-    Served,
-    StoredHistory,
-    WorkerCard,
-    WorkerRow,
-)
 from agentflow.storage import (
     adjust,
     approvals,
@@ -79,6 +50,35 @@ from agentflow.storage.migrations import is_ready, migrate
 from agentflow.storage.plan import encode
 from agentflow.storage.statement import Tx
 from agentflow.storage.writer import each
+from agentflow.stored import (
+    EVERYTHING,
+    Append,
+    Appended,
+    Approval,
+    Asked,
+    Beat,
+    Booking,
+    BudgetChange,
+    Checkup,
+    Claimed,
+    Delivery,
+    DueSchedules,
+    Firing,
+    InboxRow,
+    LedgerWrite,
+    Message,
+    NewRun,
+    ParcelNews,
+    QueueLimit,
+    QueueState,
+    RateLimit,
+    RunFilter,
+    RunRow,
+    Served,
+    StoredHistory,
+    WorkerCard,
+    WorkerRow,
+)
 from agentflow.sync_point import sync_point
 from agentflow.timetable import Schedule
 

@@ -26,7 +26,6 @@ from agentflow.ledger.budgets import (
     Refused,
     decide,
 )
-from agentflow.protocols import Append, LedgerWrite, Start
 from agentflow.storage.budgets import (
     ABOVE_LOCKED,
     ACCOUNT,
@@ -42,6 +41,7 @@ from agentflow.storage.plan import State
 from agentflow.storage.schema import attempts, budgets, reservations, runs
 from agentflow.storage.schema import budget_waits as waits
 from agentflow.storage.statement import ByKeys, Hot, Row, Tx, const, insert_rows
+from agentflow.stored import Append, LedgerWrite, Start
 
 SUMS = (
     "spent_pico_usd", "spent_tokens", "reserved_pico_usd", "reserved_tokens",

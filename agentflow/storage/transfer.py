@@ -21,7 +21,6 @@ from agentflow.errors import (
     NotFoundError,
     UsageError,
 )
-from agentflow.protocols import RunRow
 from agentflow.storage import audit
 from agentflow.storage.payloads import BODIES, INSERT_BODY, INSERT_NODE, payload_of
 from agentflow.storage.runs import rows_by_pk
@@ -38,6 +37,7 @@ from agentflow.storage.schema import (
     runs,
 )
 from agentflow.storage.statement import ByKeys, Tx
+from agentflow.stored import RunRow
 
 EXPORT_FORMAT = 1
 PRUNED = (events, inbox, approvals)  # what retention takes; see prune.py

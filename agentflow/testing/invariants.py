@@ -30,7 +30,7 @@ from agentflow.errors import AgentflowError
 from agentflow.history import events as ev
 from agentflow.history.audit import GENESIS, event_hash
 from agentflow.history.history import history_of
-from agentflow.protocols import ENDED, PARKED
+from agentflow.stored import ENDED, PARKED
 from agentflow.testing.bodies import LoadedBodies
 from agentflow.testing.books import budgets
 from agentflow.testing.facts import RunFacts, StoreFacts, read_source

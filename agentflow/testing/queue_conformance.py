@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from agentflow.history.events import RunCompleted
-from agentflow.protocols import QueueLimit, RunRow, Served, Store
+from agentflow.protocols import Store
+from agentflow.stored import QueueLimit, RunRow, Served
 from agentflow.testing.store_conformance import (
     FIRST_MS,
     StoppedClock,

@@ -12,7 +12,8 @@ from agentflow.errors import FencedError, HistoryPrunedError
 from agentflow.history.events import ActivityCompleted, RunReopened
 from agentflow.ledger.reports import CostQuery
 from agentflow.llm.messages import Messages, user
-from agentflow.protocols import RunFilter, RunRow, Store
+from agentflow.protocols import Store
+from agentflow.stored import RunFilter, RunRow
 from agentflow.testing.store_conformance import (
     DAY_MS,
     StoppedClock,

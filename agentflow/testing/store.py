@@ -16,7 +16,8 @@ from agentflow.engine.definitions import Registry
 from agentflow.engine.rehearsal import Rehearsal, rehearse
 from agentflow.errors import AgentflowError
 from agentflow.history.history import History, history_of
-from agentflow.protocols import ENDED, PARKED, Append, Appended, RunRow, Store
+from agentflow.protocols import Store
+from agentflow.stored import ENDED, PARKED, Append, Appended, RunRow
 from agentflow.testing.replay import stream_of
 
 Hook = Callable[[Append, Appended], Any]

@@ -56,7 +56,8 @@ from agentflow.ledger.reports import CostQuery, Counted
 from agentflow.ledger.spending import Savings, Waste
 from agentflow.llm.messages import Messages, user
 from agentflow.llm.usage import Usage
-from agentflow.protocols import (
+from agentflow.protocols import Store
+from agentflow.stored import (
     Append,
     Appended,
     Booking,
@@ -69,7 +70,6 @@ from agentflow.protocols import (
     RunRow,
     Served,
     Start,
-    Store,
 )
 
 FIRST_MS = 1_800_000_000_000

@@ -36,8 +36,8 @@ from agentflow.ledger.cache import CACHED, CachedAnswer, reuse_record, reused
 from agentflow.ledger.entries import AttemptRecord
 from agentflow.llm.deferral import Result
 from agentflow.llm.stream import Delta, StreamItem
-from agentflow.protocols import LedgerWrite
 from agentflow.retry import delay_seconds
+from agentflow.stored import LedgerWrite
 from agentflow.sync_point import sync_point
 from agentflow.worker import cache
 from agentflow.worker.threads import Threads

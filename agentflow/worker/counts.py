@@ -12,7 +12,8 @@ from typing import Any
 from agentflow.dataclass import dataclass
 from agentflow.errors import FencedError
 from agentflow.history import events as ev
-from agentflow.protocols import Append, Appended, Store
+from agentflow.protocols import Store
+from agentflow.stored import Append, Appended
 
 # Bounds of the histogram, in seconds: from an SSD's fsync to a server in trouble.
 APPEND_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)

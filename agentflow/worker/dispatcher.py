@@ -40,18 +40,8 @@ from agentflow.errors import (
 )
 from agentflow.llm.deferral import DeferredCall, Parcel, Result, Route
 from agentflow.llm.request import ModelRequest
-from agentflow.protocols import (
-    Asked,
-    Deferring,
-    Delivery,
-    Desk,
-    LedgerWrite,
-    Message,
-    ParcelNews,
-    ProviderCall,
-    RunRow,
-    Store,
-)
+from agentflow.protocols import Deferring, Desk, ProviderCall, Store
+from agentflow.stored import Asked, Delivery, LedgerWrite, Message, ParcelNews, RunRow
 from agentflow.sync_point import sync_point
 from agentflow.worker.attempts import AttemptHouse
 

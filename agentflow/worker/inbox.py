@@ -6,7 +6,7 @@ from typing import assert_never
 
 from agentflow.engine.commands import Arrival
 from agentflow.history import events as ev
-from agentflow.protocols import InboxRow
+from agentflow.stored import InboxRow
 
 
 def arrival_of(row: InboxRow) -> Arrival:

@@ -19,7 +19,7 @@ from typing import Protocol
 from agentflow.clock import SharedClock
 from agentflow.dataclass import dataclass
 from agentflow.errors import StoreError
-from agentflow.protocols import Beat
+from agentflow.stored import Beat
 
 _LOG = logging.getLogger("agentflow.worker")
 # Part of a lease that is never used: two clocks that differ by 10 % in speed are broken.

@@ -14,7 +14,8 @@ from typing import Any
 from agentflow import ids
 from agentflow.clock import Clock, SharedClock, boot_seconds
 from agentflow.errors import StoreError
-from agentflow.protocols import Store, WorkerCard
+from agentflow.protocols import Store
+from agentflow.stored import WorkerCard
 from agentflow.worker.leases import Heart
 
 _LOG = logging.getLogger("agentflow.worker")

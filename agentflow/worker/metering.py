@@ -13,7 +13,7 @@ from agentflow.history import events as ev
 from agentflow.history.failure import Failure
 from agentflow.ledger.pace import PERMIT_SECONDS
 from agentflow.llm.request import ModelRequest
-from agentflow.protocols import Append, Appended, Demand, LedgerWrite, Metered, RunRow, Taken
+from agentflow.stored import Append, Appended, Demand, LedgerWrite, Metered, RunRow, Taken
 
 _TOO_MANY = 429  # the status with which vendors say so
 _PAUSE_MS = 1_000  # where no retry says how long

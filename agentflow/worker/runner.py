@@ -49,7 +49,8 @@ from agentflow.history import events as ev
 from agentflow.history.history import cut, history_of
 from agentflow.ledger.budgets import Bound
 from agentflow.llm.deferral import Route
-from agentflow.protocols import (
+from agentflow.protocols import Store
+from agentflow.stored import (
     PARKED,
     Append,
     Appended,
@@ -60,7 +61,6 @@ from agentflow.protocols import (
     RunRow,
     RunStatus,
     Start,
-    Store,
     StoredHistory,
     bare_append,
 )

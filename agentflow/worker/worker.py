@@ -26,7 +26,8 @@ from agentflow.errors import StoreError
 from agentflow.history import events as ev
 from agentflow.llm.stream import StreamItem
 from agentflow.loading import load
-from agentflow.protocols import (
+from agentflow.protocols import Store
+from agentflow.stored import (
     CLAIM_SHARE,
     Append,
     Claimed,
@@ -37,7 +38,6 @@ from agentflow.protocols import (
     RunRow,
     RunStatus,
     Served,
-    Store,
     WorkerCard,
     bare_append,
 )

@@ -8,8 +8,8 @@ from dataclasses import replace
 from agentflow import ids
 from agentflow.errors import FencedError, StoreError
 from agentflow.history import events as ev
-from agentflow.protocols import RunRow, bare_append
 from agentflow.storage import SqlStore
+from agentflow.stored import RunRow, bare_append
 from tests.chaos.stage import Look
 
 PAUSE_SECONDS = 0.1

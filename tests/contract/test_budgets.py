@@ -31,7 +31,8 @@ from agentflow.llm.messages import assistant
 from agentflow.llm.request import ModelRequest, ModelSettings
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.usage import Usage
-from agentflow.protocols import PriceBook, ProviderCall, RunRow
+from agentflow.protocols import PriceBook, ProviderCall
+from agentflow.stored import RunRow
 from agentflow.testing import verify
 
 IN, OUT = 1_000_000, 10_000_000  # pico-USD a token: $1 and $10 a million

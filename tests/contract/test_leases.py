@@ -14,7 +14,8 @@ from agentflow import activity, workflow
 from agentflow.clock import SystemClock
 from agentflow.errors import StoreError
 from agentflow.history import events as ev
-from agentflow.protocols import (
+from agentflow.storage.store import SqlStore
+from agentflow.stored import (
     CLAIM_SHARE,
     DEAD_SHARE,
     EVERYTHING,
@@ -25,7 +26,6 @@ from agentflow.protocols import (
     StoredHistory,
     WorkerCard,
 )
-from agentflow.storage.store import SqlStore
 from agentflow.testing.store_conformance import World
 from agentflow.worker.worker import _SPARE_TIMERS, WorkerOptions
 from tests.contract.shared_file import shared_store

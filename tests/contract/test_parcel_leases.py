@@ -9,11 +9,11 @@ import pytest
 
 from agentflow.errors import FencedError
 from agentflow.llm.deferral import Parcel
-from agentflow.protocols import ParcelNews, WorkerCard
 from agentflow.storage.deferral import SENDING_MS
 from agentflow.storage.schema import parcels
 from agentflow.storage.store import SqlStore
 from agentflow.storage.writer import each
+from agentflow.stored import ParcelNews, WorkerCard
 from agentflow.testing import ManualClock
 from tests.contract.shared_file import SharedFile
 

@@ -6,8 +6,8 @@ import pytest
 
 import agentflow
 from agentflow.errors import ServerGoneError
-from agentflow.protocols import RateLimit
 from agentflow.storage import SqlStore
+from agentflow.stored import RateLimit
 from agentflow.testing import ManualClock
 from tests.contract.test_rates import (
     Vendor,

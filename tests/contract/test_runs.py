@@ -31,9 +31,10 @@ from agentflow.llm.messages import assistant
 from agentflow.llm.request import ModelRequest
 from agentflow.llm.response import ModelResponse
 from agentflow.llm.usage import Usage
-from agentflow.protocols import Append, Appended, Message, ProviderCall, RunRow
+from agentflow.protocols import ProviderCall
 from agentflow.storage.statement import Tx
 from agentflow.storage.store import SqlStore
+from agentflow.stored import Append, Appended, Message, RunRow
 
 CALLS: list[str] = []
 

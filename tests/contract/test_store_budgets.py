@@ -26,8 +26,8 @@ from agentflow.history.events import (
 from agentflow.ledger.budgets import Bound, Budget, Limits
 from agentflow.ledger.entries import AttemptRecord, CostLine, Priced, adjustment, usd
 from agentflow.llm.usage import Usage
-from agentflow.protocols import Appended, BudgetChange, LedgerWrite, RunRow, Start
 from agentflow.storage import SqlStore
+from agentflow.stored import Appended, BudgetChange, LedgerWrite, RunRow, Start
 from agentflow.testing.store_conformance import StoppedClock, World
 
 LIMIT = 1_000

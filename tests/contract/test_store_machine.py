@@ -39,7 +39,6 @@ from agentflow.history.events import (
     RunStarted,
     SignalReceived,
 )
-from agentflow.protocols import Append, Appended, Message, NewRun, RunRow, Start
 from agentflow.storage import SqlStore, approvals, inbox, lone, runs
 from agentflow.storage import append as append_module
 from agentflow.storage import plan as plan_module
@@ -49,6 +48,7 @@ from agentflow.storage.schema import approvals as approvals_table
 from agentflow.storage.schema import runs as runs_table
 from agentflow.storage.statement import Hot, Tx, const
 from agentflow.storage.writer import Writer
+from agentflow.stored import Append, Appended, Message, NewRun, RunRow, Start
 from agentflow.testing.store_conformance import StoppedClock, asking, scheduled, starting
 
 RUNS = ("run-0", "run-1")

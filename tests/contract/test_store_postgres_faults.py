@@ -29,7 +29,6 @@ from agentflow.errors import (
 )
 from agentflow.history.events import ActivityCompleted
 from agentflow.ledger.budgets import Limits
-from agentflow.protocols import NewRun, RunRow
 from agentflow.storage import writer as writer_module
 from agentflow.storage.dialect import Faults
 from agentflow.storage.dialects import postgres as postgres_module
@@ -39,6 +38,7 @@ from agentflow.storage.schema import SCHEMA_VERSION, runs
 from agentflow.storage.statement import Tx
 from agentflow.storage.store import SqlStore
 from agentflow.storage.writer import each
+from agentflow.stored import NewRun, RunRow
 from agentflow.testing.postgres import LOCKED_ROLE, PostgresServer, PrivateServer, private_server
 from agentflow.testing.store_conformance import StoppedClock, World, raises, scheduled, starting
 from tests.chaos.proxy import commits

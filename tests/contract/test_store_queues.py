@@ -11,8 +11,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agentflow.protocols import QueueLimit, RunRow, Store
+from agentflow.protocols import Store
 from agentflow.storage import SqlStore
+from agentflow.stored import QueueLimit, RunRow
 from agentflow.testing.queue_conformance import QueueConformance, claimed, finish, limit
 from agentflow.testing.store_conformance import StoppedClock, World
 

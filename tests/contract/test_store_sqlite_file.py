@@ -32,7 +32,7 @@ from agentflow.errors import (
     UnknownEventError,
 )
 from agentflow.history.events import ActivityCompleted, AnyEvent, TimerStarted
-from agentflow.protocols import Append, Appended, RunFilter, RunRow, Start, Store
+from agentflow.protocols import Store
 from agentflow.storage import SqlStore, views
 from agentflow.storage.dialect import Faults
 from agentflow.storage.dialects import sqlite
@@ -40,6 +40,7 @@ from agentflow.storage.dialects.sqlite import SqliteDialect
 from agentflow.storage.schema import SCHEMA_VERSION
 from agentflow.storage.statement import Tx
 from agentflow.storage.writer import Job, each
+from agentflow.stored import Append, Appended, RunFilter, RunRow, Start
 from agentflow.testing.store_conformance import (
     FIRST_MS,
     StoppedClock,

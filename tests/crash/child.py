@@ -17,7 +17,7 @@ from agentflow.client import Run
 from agentflow.errors import RunCancelledError, RunFailedError, RunParkedError
 from agentflow.history import events as ev
 from agentflow.ledger.reports import CostQuery, total
-from agentflow.protocols import ENDED, PARKED
+from agentflow.stored import ENDED, PARKED
 from agentflow.sync_point import arm
 from agentflow.testing.books import trees
 from agentflow.testing.clock import FastClock

@@ -11,7 +11,8 @@ import pytest
 from agentflow.app import Flow
 from agentflow.engine.definitions import Activity, OnMismatch, Registry, Workflow, options_of
 from agentflow.errors import RunParkedError
-from agentflow.protocols import Append, Appended, Message, Store
+from agentflow.protocols import Store
+from agentflow.stored import Append, Appended, Message
 from agentflow.testing.stage import Stage
 from agentflow.testing.store import WrappedStore
 

@@ -26,7 +26,7 @@ import agentflow
 from agentflow.client import Client
 from agentflow.codec import PlainCipher
 from agentflow.history import events as ev
-from agentflow.protocols import ENDED, RunRow
+from agentflow.stored import ENDED, RunRow
 from tests.crash.counter import Outside, running_counter
 from tests.crash.fleet_flows import steps
 

@@ -15,7 +15,6 @@ from typing import Any
 from sqlalchemy import Connection
 
 from agentflow.errors import ServerGoneError
-from agentflow.protocols import Beat
 from agentflow.storage.database import Collector, Question
 from agentflow.storage.dialect import Faults
 from agentflow.storage.dialects.sqlite import SqliteDialect
@@ -24,6 +23,7 @@ from agentflow.storage.plan import Encoded
 from agentflow.storage.statement import Tx
 from agentflow.storage.store import SqlStore
 from agentflow.storage.writer import Job, Verb, Writer, deliver, failure
+from agentflow.stored import Beat
 from tests.simulation.world import Process
 
 PATIENCE_SECONDS = 2.0  # how long a request waits for its reply

@@ -20,11 +20,11 @@ from agentflow.client import Client, Seams, Watch
 from agentflow.codec import Codec, NoBodies
 from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import AgentflowError
-from agentflow.protocols import ENDED, RunFilter, RunRow
 from agentflow.storage.payloads import read_bodies
 from agentflow.storage.runs import listed
 from agentflow.storage.statement import Tx
 from agentflow.storage.store import SqlStore
+from agentflow.stored import ENDED, RunFilter, RunRow
 from agentflow.testing.invariants import problems
 from agentflow.worker import membership
 from agentflow.worker.leases import Heart

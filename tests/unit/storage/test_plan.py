@@ -19,7 +19,6 @@ from agentflow.history.events import (
     RunFailed,
     RunReopened,
 )
-from agentflow.protocols import Append, Appended, Start
 from agentflow.storage.plan import (
     State,
     answer_text,
@@ -29,6 +28,7 @@ from agentflow.storage.plan import (
     stored_answer,
     wake_after,
 )
+from agentflow.stored import Append, Appended, Start
 
 SCHEDULED = ActivityScheduled(key="k", name="f", fingerprint="x", options={})
 START = Start(event=ActivityStarted(key="k", attempt=1, granted={}))

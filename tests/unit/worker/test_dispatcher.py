@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from agentflow.llm.deferral import Found, Parcel, Route
-from agentflow.protocols import Desk, ParcelNews
+from agentflow.protocols import Desk
+from agentflow.stored import ParcelNews
 from agentflow.testing import ManualClock
 from agentflow.worker.dispatcher import Deferral, Dispatcher
 

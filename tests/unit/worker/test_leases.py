@@ -11,7 +11,7 @@ import pytest
 
 from agentflow.clock import SharedClock
 from agentflow.errors import StoreError
-from agentflow.protocols import Beat
+from agentflow.stored import Beat
 from agentflow.worker.leases import Heart, Lease
 
 Test = Callable[..., Coroutine[Any, Any, None]]
