@@ -16,8 +16,9 @@ from agentflow.client import Client, Run, Seams, Watch
 from agentflow.client.operation import checked_key
 from agentflow.clock import Clock, SharedClock, SystemClock
 from agentflow.codec import Cipher, Codec
+from agentflow.database_url import POSTGRES, checked_url
 from agentflow.engine.definitions import REGISTRY, Registry, Workflow
-from agentflow.errors import OwnedElsewhereError, SettingsError, UnknownModelError
+from agentflow.errors import OwnedElsewhereError, UnknownModelError
 from agentflow.ids import new_worker_id
 from agentflow.llm.usage import Usage
 from agentflow.loading import load
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from agentflow.ledger.statement import Vendor
 
 R = TypeVar("R")
-_POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
 _LOG = logging.getLogger("agentflow")
 
 # Adapters by the word before the colon, loaded when a model of theirs is first called: an SDK
@@ -294,17 +294,11 @@ def _seams(
 
 
 def _store(settings: Settings, clock: Clock | None) -> Store:
-    url = settings.database_url
-    if "://" not in url:
-        url = f"sqlite:///{Path(url)}"
-    kind = url.split(":", 1)[0]
-    if kind not in {"sqlite", *_POSTGRES}:
-        msg = f"database {kind!r} is not known"
-        raise SettingsError(msg, hint="Use sqlite:///file.db or postgresql://user@host/database.")
+    url = checked_url(settings.database_url)
     made = load("agentflow.storage.store").SqlStore
     store: Store = (
         made.postgres(url, clock=clock)
-        if kind in _POSTGRES
+        if url.startswith(POSTGRES)
         else made.sqlite(url, durability=settings.durability, clock=clock)
     )
     return store

@@ -13,8 +13,9 @@ import click
 from agentflow import __version__
 from agentflow.cli import session
 from agentflow.cli.exit_code import ExitCode
-from agentflow.cli.option import Where, where_options, without_password
+from agentflow.cli.option import Where, where_options
 from agentflow.cli.output import iso, now_ms, table, write_json
+from agentflow.database_url import shown_url
 from agentflow.settings import read_settings
 from agentflow.stored import Checkup
 
@@ -66,7 +67,7 @@ def installation(where: Where) -> dict[str, Any]:
         "python": platform.python_version(),
         **packages,
         "extras": extras,
-        "database_url": without_password(settings.database_url),
+        "database_url": shown_url(settings.database_url),
         "project": settings.project,
         "durability": settings.durability,
         "encrypted": bool(settings.encryption_key),

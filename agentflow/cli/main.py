@@ -19,6 +19,7 @@ import click
 from agentflow import __version__
 from agentflow.cli.exit_code import ExitCode, exit_code_of
 from agentflow.cli.suggestion import hint_for
+from agentflow.database_url import without_secrets
 from agentflow.errors import AgentflowError, RunInterruptedError, UsageError
 from agentflow.loading import load
 
@@ -192,19 +193,20 @@ def as_known(error: Exception) -> AgentflowError:
 
 def tell(error: AgentflowError, *, as_json: bool) -> None:
     """Write *error* to stderr: one line and a hint, or a JSON object."""
+    message, hint = without_secrets(error.message), without_secrets(error.hint)
     if as_json:
         shown = {
             "code": error.code,
-            "message": error.message,
-            "hint": error.hint,
+            "message": message,
+            "hint": hint,
             "data": error.data,
         }
         text = importlib.import_module("json").dumps({"error": shown}, default=str)
         click.echo(text, err=True)
         return
-    click.echo(click.style(f"error {error.code}: ", fg="red") + error.message, err=True)
-    if error.hint:
-        click.echo(click.style(" hint: ", fg="cyan") + error.hint, err=True)
+    click.echo(click.style(f"error {error.code}: ", fg="red") + message, err=True)
+    if hint:
+        click.echo(click.style(" hint: ", fg="cyan") + hint, err=True)
 
 
 @click.command(

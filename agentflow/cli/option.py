@@ -10,22 +10,14 @@ from typing import Any
 
 import click
 
+from agentflow.database_url import shown_url
 from agentflow.dataclass import dataclass
+from agentflow.errors import UsageError
 
 Command = Callable[..., Any]
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
-
-
-def without_password(url: str) -> str:
-    """Return a database's URL as it may be shown: reports are pasted into issues.
-
-    >>> without_password("postgresql://ann:secret@db/agentflow?password=secret&sslmode=require")
-    'postgresql://ann:***@db/agentflow?password=***&sslmode=require'
-    """
-    url = re.sub(r"(://[^:/?@]*):[^/?]+@", r"\1:***@", url)
-    return re.sub(r"([?&](?:ssl)?password=)[^&]*", r"\1***", url)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +35,7 @@ class Where:
     @property
     def flags(self) -> list[str]:
         """The options that name the same place in another command, for a line that is shown."""
-        database = without_password(self.database) if self.database else None
+        database = shown_url(self.database) if self.database else None
         pairs = (("--database", database), ("--project", self.project))
         return [word for name, value in pairs if value for word in (name, value)]
 
@@ -113,6 +105,9 @@ def where_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def wrapped(*args: Any, database: str | None, project: str | None, **options: Any) -> Any:
+        if database is not None and not database.strip():
+            msg = "--database is empty"
+            raise UsageError(msg, hint="Name a file or a URL; is a variable unset?")
         return command(*args, where=Where(database, project), **options)
 
     made: Command = click.option(

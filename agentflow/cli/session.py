@@ -13,6 +13,7 @@ from agentflow import app
 from agentflow.app import Flow
 from agentflow.cli.option import Where
 from agentflow.client import Client
+from agentflow.database_url import checked_url
 from agentflow.errors import StoreError
 from agentflow.settings import read_settings
 
@@ -27,7 +28,7 @@ def actor() -> str:
 
 def database_of(where: Where) -> str:
     """Return the database's URL or file: the flag or the setting."""
-    return where.database or read_settings().database_url
+    return read_settings().database_url if where.database is None else where.database
 
 
 def file_of(database: str) -> Path | None:
@@ -36,11 +37,9 @@ def file_of(database: str) -> Path | None:
     >>> file_of("sqlite:///runs.db"), file_of("runs.db"), file_of("sqlite://")
     (PosixPath('runs.db'), PosixPath('runs.db'), None)
     """
-    scheme, colon, rest = database.partition("://")
-    if not colon:
-        return Path(database)
+    scheme, _, rest = checked_url(database).partition("://")
     path = rest.removeprefix("/").partition("?")[0]
-    return Path(path) if scheme.startswith("sqlite") and path not in {"", ":memory:"} else None
+    return Path(path) if scheme == "sqlite" and path not in {"", ":memory:"} else None
 
 
 @asynccontextmanager

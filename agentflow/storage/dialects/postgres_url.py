@@ -40,7 +40,7 @@ def address(url: str) -> Address:
         SettingsError: it has no meaning; the message does not repeat it, for it has a password.
     """
     if not PREFIX.match(url):
-        msg = f"the database URL begins with {url.split(':', 1)[0][:20]!r}, not with postgresql:"
+        msg = "the database URL does not begin with postgresql://"
         raise SettingsError(msg, hint=f"Write {FORMS}.")
     found = SCHEMA.search(url)
     schema = found[1] if found else ""
@@ -53,9 +53,26 @@ def address(url: str) -> Address:
     except psycopg.ProgrammingError:
         msg = "the database URL cannot be read"
         raise SettingsError(msg, hint=f"Write {FORMS}; mask special characters as %XX.") from None
+    if _is_misread(rest.removeprefix("postgresql://"), parts):
+        msg = (
+            "the database URL is ambiguous: a special character is not masked, or the port is none"
+        )
+        raise SettingsError(msg, hint=f"Write {FORMS}; in USER and PASSWORD %40 is @, %2F is /.")
     host = parts.get("host") or "localhost"
     shown = f"{host}:{parts.get('port', '5432')}/{parts.get('dbname', '')}"
     return Address(parts=parts, schema=schema, shown=shown)
+
+
+def _is_misread(rest: str, parts: Mapping[str, str]) -> bool:
+    """Return whether a piece of a password may have become a host, a port or a name."""
+    head = rest.partition("?")[0]
+    account, at, place = head.partition("@")
+    return (
+        "@" in place
+        or (bool(at) and "/" in account)
+        or "@" in parts.get("host", "")[1:]
+        or re.fullmatch(r"[0-9,]*", parts.get("port", "")) is None
+    )
 
 
 def _left(found: re.Match[str]) -> str:

@@ -41,6 +41,7 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.pool import NullPool, QueuePool, StaticPool
 
+from agentflow.database_url import shown_url
 from agentflow.errors import (
     AgentflowError,
     DatabaseLockedError,
@@ -83,7 +84,7 @@ class SqliteDialect:
     ) -> None:
         parsed = make_url(url)
         if parsed.get_backend_name() != "sqlite" or durability not in {"full", "process"}:
-            msg = f"{url!r} with durability {durability!r} is no SQLite database"
+            msg = f"{shown_url(url)!r} with durability {durability!r} is no SQLite database"
             raise SettingsError(msg, hint="Write sqlite:///FILE; durability is full or process.")
         memory = parsed.database in {None, "", ":memory:"}
         self.path: Path | None = None if memory else Path(str(parsed.database)).absolute()
