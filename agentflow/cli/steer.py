@@ -84,7 +84,10 @@ def unpause(*, run_id: str, on_mismatch: str | None, where: Where, as_json: bool
 )
 @where_options
 def retry(*, run_id: str, at_seq: int | None, where: Where, as_json: bool) -> None:
-    """Reopen a failed or cancelled run; what is recorded is not paid again."""
+    """Reopen a failed or cancelled run; what is recorded is not paid again.
+
+    Child runs that it waits for go on too.
+    """
     row = asyncio.run(_act(where, run_id, lambda run: run.retry(at_seq=at_seq)))
     _told(row, f"run {row.id} is open again; here: agentflow resume {row.id}", as_json=as_json)
 

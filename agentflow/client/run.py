@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import field
 from typing import Any, Generic, ParamSpec, TypeVar, cast
@@ -27,7 +27,7 @@ from agentflow.errors import (
 )
 from agentflow.history import events as ev
 from agentflow.history.failure import Failure
-from agentflow.history.history import History, cut, history_of, retry_point
+from agentflow.history.history import History, cut, history_of, open_children, retry_point
 from agentflow.ledger.reports import CostQuery, RunCost, total
 from agentflow.llm.stream import StreamItem
 from agentflow.protocols import Store
@@ -288,6 +288,8 @@ class Run(Generic[R]):
     async def retry(self, *, at_seq: int | None = None, actor: str | None = None) -> None:
         """Reopen a run that failed or was cancelled; recorded results are not paid again.
 
+        Child runs that it waits for then, and that failed or were cancelled, are retried too.
+
         Args:
             at_seq: Keep the history up to this event, a 1-based number; by default up to just
                 before the last failure that the code saw.
@@ -298,8 +300,10 @@ class Run(Generic[R]):
         """
         row = await self.info()
         if row.status not in {"failed", "cancelled"}:
-            msg = f"run {self.id} is {row.status}"
-            raise UsageError(msg, hint="Only failed and cancelled runs are retried.")
+            if not await self._retry_again(row, actor):
+                msg = f"run {self.id} is {row.status}"
+                raise UsageError(msg, hint="Only failed and cancelled runs are retried.")
+            return
         history = await self._history(whole=False)
         point = retry_point(history) if at_seq is None else at_seq
         now = self._seams.clock.now_ms()
@@ -314,9 +318,48 @@ class Run(Generic[R]):
             applied_seq=cut(history, point),
             wake_at_ms=0,
         )
+        ended = await self._ended(open_children(history, point))
         sync_point("retry.before")
         await self._seams.store.append(batch)
         sync_point("retry.after")
+        for event, child in ended:
+            await self._go_on_with(event, child, actor, cut_seq=row.next_seq)
+
+    async def _retry_again(self, row: RunRow, actor: str | None) -> bool:
+        """Retry children that an earlier retry did not come to; return whether there are any."""
+        if row.status != "waiting":
+            return False
+        history = await self._history(whole=False)
+        void = {e.child_id for e in history.void if isinstance(e, ev.ChildFinished)}
+        left = [e for e in open_children(history, history.last_seq) if e.child_id in void]
+        ended = await self._ended(left)
+        for event, child in ended:
+            await self._go_on_with(event, child, actor, cut_seq=max(history.cut_ids))
+        return bool(ended)
+
+    async def _ended(
+        self, starts: Sequence[ev.ChildStarted]
+    ) -> list[tuple[ev.ChildStarted, RunRow]]:
+        """Return the children that have ended: nobody will tell this run a second time."""
+        store = self._seams.store
+        rows = [(e, await store.get_run(self._project, e.child_id)) for e in starts]
+        return [(event, child) for event, child in rows if child.status in ENDED]
+
+    async def _go_on_with(
+        self, event: ev.ChildStarted, child: RunRow, actor: str | None, *, cut_seq: int
+    ) -> None:
+        """Let an ended child go on, or tell its result again."""
+        if child.status != "completed":
+            await Run[Any](self._seams, child).retry(actor=actor)
+            return
+        message = Message(
+            id=f"child:{child.pk}:{child.next_seq}:{cut_seq}",
+            kind="child",
+            name=event.key or "",
+            payload=child.output,
+            data={"child_id": child.id, "status": child.status},
+        )
+        await self._seams.store.send(self._project, self.id, message)
 
     async def _history(self, *, whole: bool) -> History:
         return history_of((await self._seams.store.history(self._pk, whole=whole)).events)

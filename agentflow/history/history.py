@@ -12,8 +12,11 @@ from agentflow.history.events import (
     ActivityFailed,
     ActivityRefused,
     AnyEvent,
+    ApprovalDecided,
+    ApprovalRequested,
     CancelRequested,
     ChildFinished,
+    ChildStarted,
     RunContinued,
     RunReopened,
     RunStarted,
@@ -77,8 +80,9 @@ def history_of(events: Sequence[AnyEvent]) -> History:
 def retry_point(history: History) -> int:
     """Return the seq after which an ended run is cut for a retry.
 
-    That is just before the last final failure (or cancellation) that code saw; where there is none
-    (the code itself raised `Fail`), just before the ending.
+    That is just before the last final failure (or cancellation) that code saw; where a person did
+    not want a doubtful call repeated, before they were asked. Where there is none (the code itself
+    raised `Fail`), just before the ending.
 
     Raises:
         UsageError: the run has not ended.
@@ -87,7 +91,12 @@ def retry_point(history: History) -> int:
     if ending is None:
         msg = "the run has not ended; there is nothing to retry"
         raise UsageError(msg, hint="Retry is for failed or cancelled runs.")
+    asked = {e.approval_id: e for e in history.effective if isinstance(e, ApprovalRequested)}
     for event in reversed(history.effective):
+        if isinstance(event, ApprovalDecided) and event.decision == "denied":
+            question = asked.get(event.approval_id)
+            if question is not None and question.kind == "doubt":
+                return question.seq - 1
         if isinstance(event, ActivityFailed) and event.retry_at_ms is None:
             return event.seq - 1
         if isinstance(event, ChildFinished) and event.status != "completed":
@@ -95,6 +104,13 @@ def retry_point(history: History) -> int:
         if isinstance(event, (ActivityRefused, CancelRequested)):
             return event.seq - 1
     return ending.seq - 1
+
+
+def open_children(history: History, at_seq: int) -> list[ChildStarted]:
+    """Return the starts of children before a cut after *at_seq* whose ends are not before it."""
+    kept = [e for e in history.effective if e.seq <= at_seq]
+    ended = {e.child_id for e in kept if isinstance(e, ChildFinished)}
+    return [e for e in kept if isinstance(e, ChildStarted) and e.child_id not in ended]
 
 
 def cut(history: History, at_seq: int) -> int:

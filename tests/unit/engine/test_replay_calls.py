@@ -16,6 +16,7 @@ from agentflow.errors import (
     InDoubtError,
 )
 from agentflow.history import events as ev
+from agentflow.history.history import history_of, retry_point
 from tests.unit.engine.replay_bench import Bench, kinds_of
 
 
@@ -130,6 +131,23 @@ def test_a_doubt_that_is_denied_raises() -> None:
 
     assert isinstance(bench.error, InDoubtError)
     assert "its outcome is unknown; not repeated by ann: no" in str(bench.error)
+    assert bench.differences() == []
+
+
+def test_a_retry_after_a_denied_doubt_asks_again() -> None:
+    """Who retries may decide otherwise; the call is still not repeated by itself."""
+    bench = Bench(workflow(_careful))
+    bench.crash()
+    bench.decide(bench.of(ev.ApprovalRequested)[0].approval_id, approved=False)
+
+    bench.reopen(retry_point(history_of(bench.log)))
+    bench.crash()
+
+    first, second = bench.of(ev.ApprovalRequested)
+    assert (second.kind, bench.running) == ("doubt", {})
+    assert second.approval_id != first.approval_id
+    bench.decide(second.approval_id)
+    assert bench.running == {"0/careful#1": 2}
     assert bench.differences() == []
 
 
