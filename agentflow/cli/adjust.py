@@ -10,7 +10,7 @@ import click
 
 from agentflow.cli import session
 from agentflow.cli.option import Where, where_options
-from agentflow.cli.output import cost_json, cost_line, write_json
+from agentflow.cli.output import cost_json, cost_line, write_one
 from agentflow.ledger.entries import pico_usd
 from agentflow.ledger.reports import CostGroup, CostQuery, money, total
 
@@ -58,7 +58,7 @@ def adjust(
     """
     is_new, whole = asyncio.run(_adjust(where, run_id, usd, (reason, key, attempt, id_)))
     if as_json:
-        write_json({"run_id": whole.group, "booked": is_new, "total": cost_json(whole)})
+        write_one(run_id=whole.group, booked=is_new, total=cost_json(whole))
         return
     done = f"booked {money(pico_usd(usd))}" if is_new else "booked before: nothing is changed"
     click.echo(f"{done}; run {whole.group} is at {cost_line(whole)}")

@@ -19,7 +19,7 @@ from agentflow.cli.output import (
     table,
     truncation,
     write_items,
-    write_json,
+    write_one,
 )
 from agentflow.cli.target import read_json
 from agentflow.client import Client
@@ -150,7 +150,7 @@ async def _decide(
 
 def _told(decided: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        write_json({"as_of": iso(now_ms()), "approval": decided, "truncated": False})
+        write_one(approval=decided)
         return
     click.echo(f"{decided['status']}: {one_line(decided['question'])}")
     note(f"run {decided['run_id']} goes on where a worker has it; here: "

@@ -11,7 +11,7 @@ import click
 from agentflow.cli import session
 from agentflow.cli.listing import ListingGroup
 from agentflow.cli.option import Where, where_options
-from agentflow.cli.output import table, write_items, write_json
+from agentflow.cli.output import table, write_items, write_one
 from agentflow.client import Client
 from agentflow.errors import UsageError
 from agentflow.ledger.budgets import ON_EXHAUSTED, SCOPES, Budget, Scope
@@ -119,7 +119,7 @@ async def _act(where: Where, act: Any) -> Budget:
 
 def _told(one: Budget, *, as_json: bool) -> None:
     if as_json:
-        write_json({"budget": budget_json(one)})
+        write_one(budget=budget_json(one))
     else:
         click.echo(f"budget {one.label}: {line(one)}")
 

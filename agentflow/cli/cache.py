@@ -11,7 +11,7 @@ import click
 from agentflow.cli import session
 from agentflow.cli.listing import ListingGroup
 from agentflow.cli.option import Span, Where, where_options
-from agentflow.cli.output import iso, table, write_items, write_json
+from agentflow.cli.output import iso, table, write_items, write_one
 from agentflow.ledger.cache import CacheGroup
 from agentflow.ledger.entries import usd
 
@@ -52,7 +52,7 @@ def clear(*, older_than: timedelta | None, model: str | None, where: Where, as_j
     """
     number = asyncio.run(_clear(where, older_than, model))
     if as_json:
-        write_json({"cleared": number})
+        write_one(cleared=number)
     else:
         click.echo(f"{number:,} answer{'' if number == 1 else 's'} forgotten")
 

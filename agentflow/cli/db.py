@@ -9,7 +9,7 @@ import click
 from agentflow import app
 from agentflow.cli import session
 from agentflow.cli.option import json_option
-from agentflow.cli.output import iso, note, now_ms, write_json
+from agentflow.cli.output import note, write_one
 from agentflow.errors import StoreError
 
 
@@ -35,7 +35,7 @@ def copy(*, source: str, target: str, as_json: bool) -> None:
         raise StoreError(msg)
     rows = asyncio.run(app.copy_database(source, target))
     if as_json:
-        write_json({"as_of": iso(now_ms()), "rows": rows})
+        write_one(rows=rows)
         return
     note(
         f"{rows['runs']} runs with {rows['events']} events copied, {sum(rows.values())} rows in all"

@@ -11,7 +11,7 @@ import click
 from agentflow.cli import session
 from agentflow.cli.listing import ListingGroup
 from agentflow.cli.option import Where, where_options
-from agentflow.cli.output import ago, iso, now_ms, table, write_items, write_json
+from agentflow.cli.output import ago, iso, now_ms, table, write_items, write_one
 from agentflow.cli.queues import Count, Given
 from agentflow.errors import UsageError
 from agentflow.stored import RateLimit
@@ -59,7 +59,7 @@ def set_(
         raise UsageError("set which limit?", hint=hint)
     one = asyncio.run(_set(where, model, key, (requests, tokens)))
     if as_json:
-        write_json({"limit": rate_json(one)})
+        write_one(limit=rate_json(one))
         return
     words = (_words(one.requests_per_minute), _words(one.tokens_per_minute))
     whose = f" key {one.key}" if one.key else ""

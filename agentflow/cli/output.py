@@ -64,6 +64,11 @@ def write_items(items: Sequence[Any], *, truncated: bool = False, **more: Any) -
     write_json({"as_of": iso(now_ms()), **more, "items": list(items), "truncated": truncated})
 
 
+def write_one(**things: Any) -> None:
+    """Write the envelope of what is neither a list nor a run, under a name of its own."""
+    write_json({"as_of": iso(now_ms()), **things, "truncated": False})
+
+
 def write_run(
     run: Mapping[str, Any], *, truncated: bool = False, in_one_line: bool = False
 ) -> None:

@@ -13,7 +13,7 @@ import click
 from agentflow import app
 from agentflow.cli.exit_code import ExitCode
 from agentflow.cli.option import json_option
-from agentflow.cli.output import note, now_ms, table, write_items, write_json
+from agentflow.cli.output import note, now_ms, table, write_items, write_one
 from agentflow.clock import from_ms
 from agentflow.dataclass import dataclass
 from agentflow.errors import InputError, NotFoundError, SettingsError, UnknownModelError
@@ -175,10 +175,12 @@ def check(*, file: str | None, as_json: bool) -> int:
         overlay, text, lambda model: public.sheet(model, at=today) is not None
     )
     if as_json:
-        write_json(
-            {"file": name, "version": overlay.version, "entries": len(overlay.entries),
-             "problems": [problem_json(problem) for problem in problems]}
-        )  # fmt: skip
+        write_one(
+            file=name,
+            version=overlay.version,
+            entries=len(overlay.entries),
+            problems=[problem_json(problem) for problem in problems],
+        )
         return ExitCode.FAILED if problems else ExitCode.DONE
     for problem in problems:
         click.echo(f"{name}:{problem.line or 0}: {problem.message}")

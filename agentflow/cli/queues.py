@@ -11,7 +11,7 @@ import click
 from agentflow.cli import session
 from agentflow.cli.listing import ListingGroup
 from agentflow.cli.option import Where, where_options
-from agentflow.cli.output import ago, iso, now_ms, table, write_items, write_json
+from agentflow.cli.output import ago, iso, now_ms, table, write_items, write_one
 from agentflow.errors import UsageError
 from agentflow.stored import QueueLimit, QueueScope, QueueState
 
@@ -74,7 +74,7 @@ def set_(*, name: str, concurrency: Given, per_key: Given, where: Where, as_json
         raise UsageError("set which limit?", hint="Name --concurrency N or --per-key N.")
     state = asyncio.run(_set(where, name, concurrency, per_key))
     if as_json:
-        write_json({"queue": queue_json(state)})
+        write_one(queue=queue_json(state))
     else:
         total, each = _words(state.limit.concurrency), _words(state.limit.per_key)
         click.echo(f"queue {label(state)}: {total} active at once, {each} per key")

@@ -15,8 +15,10 @@ _HEAD = """\
 
 Made by `python -m agentflow.cli.reference` from the commands' own `--help`; do not edit.
 
-Every command takes `--json`: stdout is then `{"as_of", "items" | "run", "truncated"}`, and an
-error is `{"error": {"code", "message", "hint", "data"}}` on stderr. Amounts are exact decimal text,
+Every command takes `--json`: stdout is then `{"as_of", …, "truncated"}` with the `items` of a list,
+the `run`, or what else it is about under its own name (`schedule`, `queue`, `budget`, …; `export`
+writes a line for each item). An error is `{"error": {"code", "message", "hint", "data"}}` on
+stderr. Amounts are exact decimal text,
 `null` where they are unknown. Without it, stdout has the result and stderr everything else; an
 error is one line, `error AF204: …`, and a hint. `--debug` shows the traceback.
 

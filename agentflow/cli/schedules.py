@@ -12,7 +12,17 @@ import click
 from agentflow.cli import session
 from agentflow.cli.listing import ListingGroup
 from agentflow.cli.option import Span, Where, where_options
-from agentflow.cli.output import iso, now_ms, run_json, span, table, when, write_items, write_json
+from agentflow.cli.output import (
+    iso,
+    now_ms,
+    run_json,
+    span,
+    table,
+    when,
+    write_items,
+    write_one,
+    write_run,
+)
 from agentflow.cli.target import arguments_of, load_target
 from agentflow.client import Client
 from agentflow.errors import UsageError
@@ -154,7 +164,7 @@ def trigger(*, name: str, where: Where, as_json: bool) -> None:
 
     row = asyncio.run(_with(where, act))
     if as_json:
-        write_json({"run": run_json(row)})
+        write_run(run_json(row))
     else:
         click.echo(row.id)
 
@@ -166,7 +176,7 @@ def delete(*, name: str, where: Where, as_json: bool) -> None:
     """Delete a schedule; its runs stay."""
     asyncio.run(_with(where, lambda client: client.delete_schedule(name)))
     if as_json:
-        write_json({"deleted": name})
+        write_one(deleted=name)
     else:
         click.echo(f"schedule {name} is deleted")
 
@@ -188,7 +198,7 @@ def _one(where: Where, name: str) -> Schedule:
 
 def _told(one: Schedule, *, as_json: bool) -> None:
     if as_json:
-        write_json({"schedule": schedule_json(one)})
+        write_one(schedule=schedule_json(one))
         return
     now = now_ms()
     click.echo(f"schedule {one.name}: {one.workflow}, {one.table.words}")
