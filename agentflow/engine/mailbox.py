@@ -22,9 +22,11 @@ class Mailbox:
 
     Args:
         decode: Returns the value of (payload, type, what it is).
+        run_id: Whose they are, for the log.
     """
 
-    def __init__(self, decode: Decode) -> None:
+    def __init__(self, decode: Decode, run_id: str) -> None:
+        self._run_id = run_id
         self._decode = decode
         self._unread: dict[str, deque[SignalReceived]] = {}
         self._waiting: dict[str, deque[tuple[CallFuture, Any]]] = {}
@@ -61,7 +63,8 @@ class Mailbox:
             value = self._decode(signal.payload, annotation, f"signal {signal.name}")
         except DecodeError as e:
             # A stranger's malformed message must not park the run; it stays in the history.
-            _LOG.warning("signal does not fit and is skipped", extra={"error": str(e)})
+            extra = {"run_id": self._run_id, "signal": signal.name, "error": str(e)}
+            _LOG.warning("signal does not fit and is skipped", extra=extra)
             return False
         future.set_result(value)
         return True

@@ -143,7 +143,7 @@ class Machine:
         self._dropped: list[Call] = []
         self._notes: list[ev.AnyEvent] = []
         self._approvals: dict[str, Call] = {}
-        self._mailbox = Mailbox(partial(_read, codec, bodies))
+        self._mailbox = Mailbox(partial(_read, codec, bodies), info.id)
         self._voided = Voided(history)
         self._late: list[Arrival] = []
         self._to_start: dict[str, Call] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -69,6 +69,7 @@ from agentflow.worker import cache
 from agentflow.worker.attempts import Attempt, AttemptHouse, RunScope
 from agentflow.worker.inbox import arrival_of
 from agentflow.worker.metering import Metering
+from agentflow.worker.notes import note_doubts, note_status
 from agentflow.worker.reconcile import reconcile
 
 _LOG = logging.getLogger("agentflow.worker")
@@ -174,6 +175,7 @@ class Runner:
         self._parks_with = ""  # what a person is told, once an append in flight has its answer
         self._end_by_ms: int | None = None
         self._status: RunStatus = row.status
+        self._told: RunStatus = "running"
         self._known_scope: RunScope | None = None
         self._budget = row.budget  # 0: no budget limits the run, as far as is known
         self._bounds: dict[str, Bound | None] = {}
@@ -200,7 +202,7 @@ class Runner:
         if isinstance(error, StoreError):
             self._lost(error)
             return
-        extra = {"run_id": self.row.id}
+        extra = {"run_id": self.row.id, "workflow": self.row.workflow}
         if isinstance(error, AgentflowError):
             _LOG.error("run cannot go on", extra={**extra, "error": str(error)})
             text = f"{error.code} {error}\n{error.hint}"
@@ -217,7 +219,9 @@ class Runner:
 
     async def _park(self, error: str) -> None:
         row = replace(self.row, next_seq=self._next_seq, applied_seq=self._applied_seq)
-        batch = bare_append(row, batch_id=ids.new_batch_id(), status="needs_code", error=error)
+        batch = bare_append(
+            row, batch_id=ids.new_batch_id(), status="needs_code", error=self._scrubbed(error)
+        )
         await self._house.store.append(batch)
         self._house.on_status(self.row.pk, "needs_code")
         self._leave(keep=False)
@@ -316,6 +320,11 @@ class Runner:
     def is_quiet(self) -> bool:
         """Whether nothing is in flight."""
         return not (self._attempts or self._appending or self._scheduled or self._helpers)
+
+    @property
+    def in_flight(self) -> Collection[str]:
+        """Keys of the calls in flight."""
+        return self._attempts
 
     @property
     def is_gone(self) -> bool:
@@ -598,11 +607,16 @@ class Runner:
         return found
 
     def _error_text(self, machine: Machine, status: RunStatus) -> str:
+        error = ""
         if status in PARKED and machine.parking is not None:
-            return machine.parking.error
-        if status == "failed" and machine.ending is not None:
-            return str(machine.ending.error or "")
-        return ""
+            error = machine.parking.error
+        elif status == "failed" and machine.ending is not None:
+            error = str(machine.ending.error or "")
+        return self._scrubbed(error) if error else ""
+
+    def _scrubbed(self, text: str) -> str:
+        plain = text.encode(errors="surrogatepass")
+        return self._house.codec.scrub(plain).decode(errors="surrogatepass")
 
     def _child(self, child: ChildStart) -> NewRun:
         target = self._house.registry.workflows.get(child.workflow)
@@ -719,6 +733,10 @@ class Runner:
         asks_again = self._heed_budget(machine, append, answer)
         asks_again = self._heed_cache(machine, append, answer) or asks_again
         sync_point("append.after_noted")
+        if append.status != self._told:
+            self._told = append.status
+            note_status(self.row, append)
+        note_doubts(self.row, append.facts)
         if append.status != self._status or append.status not in {"running", "pending"}:
             self._status = append.status
             self._house.on_status(self.row.pk, append.status)

@@ -48,6 +48,7 @@ from agentflow.worker.dispatcher import Deferral, Dispatcher
 from agentflow.worker.inbox import arrival_of
 from agentflow.worker.membership import Membership
 from agentflow.worker.metering import limited
+from agentflow.worker.notes import note_cut_off, note_takeover
 from agentflow.worker.runner import House, Runner
 from agentflow.worker.scheduler import Scheduler
 
@@ -286,6 +287,8 @@ class Worker:
         await self._end_loop()
         await self._dispatcher.close()
         self.cut_off += len(self._runners)
+        for runner in self._runners.values():
+            note_cut_off(runner.row, runner.in_flight)
         for runner in (*self._runners.values(), *self._warm.values()):
             runner.drop()
         self._runners.clear()
@@ -454,6 +457,9 @@ class Worker:
             claimed = [one for one in claimed if one.row.pk not in self._runners]  # those it has
         if not claimed:
             return False
+        for one in claimed:
+            if one.took_over:
+                note_takeover(one.row)
         sync_point("claim.after")
         if self._store.rate_changes != self._rates_seen:  # set while the claim was on its way
             await self._look_at_rates()
@@ -524,7 +530,10 @@ class Worker:
     async def _quarantine(self, claimed: Claimed) -> None:
         row = claimed.row
         error = f"{row.kill_count} workers in a row died while this run was running"
-        _LOG.error("run quarantined", extra={"run_id": row.id, "kills": row.kill_count})
+        _LOG.error(
+            "run quarantined",
+            extra={"run_id": row.id, "workflow": row.workflow, "kills": row.kill_count},
+        )
         batch = bare_append(row, batch_id=ids.new_batch_id(), status="quarantined", error=error)
         await self._append_alone(batch)
         self._on_status(row.pk, "quarantined")
