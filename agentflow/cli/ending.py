@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from dataclasses import replace
 from typing import Any, TextIO
 
@@ -22,6 +21,7 @@ from agentflow.cli.output import (
     write_json,
     write_run,
 )
+from agentflow.cli.place import place_of
 from agentflow.cli.standing import Standing, how_to_answer, waits_for_budget
 from agentflow.client import Client
 from agentflow.codec import to_json
@@ -41,7 +41,6 @@ from agentflow.ledger.reports import CostGroup, CostQuery, total
 from agentflow.stored import RunRow
 
 _GROUPS = 100_000  # days and runs: no total leaves any out
-_FRAME = re.compile(r'File "([^"]+)", line (\d+), in (\S+)')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,11 +173,10 @@ def why_not(client: Client, row: RunRow, again: str) -> AgentflowError:
 
 
 def _needs_code(row: RunRow, again: str) -> RunParkedError:
-    head = one_line(row.error)
-    frames = [f for f in _FRAME.findall(row.error) if "agentflow/engine" not in f[0]]
-    place = f" ({frames[-1][0]}, line {frames[-1][1]}, in {frames[-1][2]})" if frames else ""
+    head, place = one_line(row.error), place_of(row)
+    where = f" ({place})" if place else ""
     return RunParkedError(
-        f"run {row.id} met a bug in its code: {head}{place}",
+        f"run {row.id} met a bug in its code: {head}{where}",
         hint=f"Mend the code and run it again, nothing recorded is paid twice: {again}",
         data={"run": row.id, "traceback": row.error},
     )

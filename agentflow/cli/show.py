@@ -29,6 +29,7 @@ from agentflow.cli.output import (
     when,
     write_run,
 )
+from agentflow.cli.place import place_of, traceback_of
 from agentflow.cli.steps import Step, steps_of
 from agentflow.client import Client
 from agentflow.codec import Payload
@@ -57,7 +58,7 @@ class Wanted:
 
 @click.command("show")
 @click.argument("run_id", metavar="RUN")
-@click.option("--events", is_flag=True, help="The recorded events.")
+@click.option("--events", is_flag=True, help="The recorded events, and the traceback of a bug.")
 @click.option("--messages", is_flag=True, help="The conversations with models.")
 @click.option("--steps", is_flag=True, help="The calls: attempts, time, cost.")
 @click.option("--cost", is_flag=True, help="The cost by step, and what the total covers.")
@@ -224,6 +225,7 @@ def _write(shown: dict[str, Any]) -> None:
         ("worker", shown["worker"] or (_NOBODY if row.status in _ACTIVE else "")),
         ("waits for", shown["wait"]),
         ("error", one_line(shown["error"] or "", 300)),
+        ("place", place_of(row)),
         ("started", when(row.created_at_ms, now)),
         ("ended", when(ended, now) if ended is not None else ""),
         ("wakes", when(row.wake_at_ms, now) if shown["wakes_at"] else ""),
@@ -248,6 +250,9 @@ def _write(shown: dict[str, Any]) -> None:
         if part in shown:
             click.echo()
             writer(shown[part])
+    if "history" in shown and traceback_of(row):
+        click.echo()
+        click.echo(traceback_of(row))
 
 
 def _short(value: Any) -> str:

@@ -230,6 +230,42 @@ def test_a_bug_parks_the_run_and_mended_code_goes_on(here: Path) -> None:
     assert effects(here) == ["once"]
 
 
+BUGS = """\
+import agentflow
+from agentflow import workflow
+
+@workflow
+async def impatient() -> str:
+    return await agentflow.wait_signal("go", timeout=0.01)
+
+@workflow
+async def mistyped() -> int:
+    return "no number"
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "is_recorded"),
+    [("impatient", "line 6, in impatient", True), ("mistyped", "line 8, in mistyped", False)],
+)
+def test_the_place_of_a_bug_is_in_the_users_code(
+    here: Path, name: str, place: str, *, is_recorded: bool
+) -> None:
+    """Not in asyncio and not in the codec; `show` has it too, and the traceback."""
+    app = here / "app.py"
+    app.write_text(BUGS)
+    bug = spawn("run", f"app.py:{name}", "--id", "b-1", cwd=here)
+    error = next(x for x in bug.err.splitlines() if x.startswith("error"))
+    shown, events = spawn("show", "b-1", cwd=here).out, spawn("show", "b-1", "--events", cwd=here)
+
+    assert bug.code == 1
+    assert error.endswith(f" ({app}, {place})")
+    places = [line.split(None, 1)[1] for line in shown.splitlines() if line.startswith("place ")]
+    assert places == ([f"{app}, {place}"] if is_recorded else [])
+    assert "Traceback" not in shown
+    assert "Traceback (most recent call last):" in events.out
+
+
 def test_changed_input_of_a_recorded_call_exits_6_until_somebody_decides(here: Path) -> None:
     """An edited prompt is never answered from the log silently."""
     app = here / "app.py"
