@@ -28,8 +28,8 @@ def verify(*, run_id: str | None, everything: bool, limit: int, where: Where, as
     """Check the hash chain and every body of a run.
 
     Tells an altered row, a missing tail and a broken link apart. Without a copy of the heads
-    outside the database this shows tampering by those who cannot rewrite the whole chain. Exit
-    code 1 says that something is wrong.
+    outside the database this shows tampering by those who cannot rewrite the whole chain. Of a run
+    that was pruned only the ledger is left to check. Exit code 1 says that something is wrong.
     """
     if (run_id is None) is not everything:
         msg = "name a run, or say --all"
@@ -41,14 +41,20 @@ def verify(*, run_id: str | None, everything: bool, limit: int, where: Where, as
     else:
         for item in found:
             _write(item)
-        runs = "1 run" if len(found) == 1 else f"{len(found)} runs"
-        note(f"{runs} checked, {problems} with problems")
+        pruned = sum(item["pruned"] for item in found)
+        count = len(found) - pruned
+        runs = "1 run" if count == 1 else f"{count} runs"
+        more = f", {pruned} pruned (their ledgers were checked)" if pruned else ""
+        note(f"{runs} checked, {problems} with problems{more}")
         if truncated:
             truncation(limit, "runs")
     return ExitCode.FAILED if problems else ExitCode.DONE
 
 
 def _write(item: dict[str, Any]) -> None:
+    if not item["problems"] and item["pruned"]:
+        click.echo(f"pruned   {item['run_id']}  no history is left; its ledger is well")
+        return
     if not item["problems"]:
         click.echo(f"ok       {item['run_id']}  {item['events']} events")
         return
@@ -71,7 +77,7 @@ async def _verify(
 async def _checked(client: Client, row: RunRow) -> dict[str, Any]:
     problems = await client.store.verify(row.pk, client.codec.cipher)
     return {"run_id": row.id, "status": row.status, "events": row.next_seq - 1,
-            "problems": problems}  # fmt: skip
+            "pruned": row.pruned_at_ms is not None, "problems": problems}  # fmt: skip
 
 
 @click.command("export")

@@ -38,7 +38,8 @@ def check(*, paths: tuple[str, ...], strict: bool, as_json: bool) -> int:
         for finding in findings:
             _write(finding)
         errors = sum(f.severity == "error" for f in findings)
-        note(f"{len(files)} files, {errors} errors, {len(findings) - errors} warnings")
+        counts = {"file": len(files), "error": errors, "warning": len(findings) - errors}
+        note(", ".join(f"{n} {word}{'' if n == 1 else 's'}" for word, n in counts.items()))
     return ExitCode.FAILED if bad else ExitCode.DONE
 
 

@@ -28,9 +28,10 @@ _EXTRAS = {"crypto": "cryptography", "postgres": "psycopg", "tiktoken": "tiktoke
 def doctor(*, where: Where, as_json: bool) -> int:
     """Check the database and this installation.
 
-    Reports what is wrong and what to do about it. Of SQLite it reads the whole file (its integrity
-    check); of many workers it looks for dead ones, versions that none of them has, runs that are
-    stuck, and clocks apart. Exit code 8 says that the database is damaged or of another version.
+    Reports what is wrong and what to do about it: runs that wait for somebody to mend something,
+    for example. Of SQLite it reads the whole file (its integrity check); of many workers it looks
+    for dead ones, versions that none of them has, runs that are stuck, and clocks apart. Exit
+    code 8 says that the database is damaged or of another version; other problems do not change it.
     """
     checkup = asyncio.run(_checkup(where))
     here = installation(where)
@@ -77,7 +78,7 @@ def installation(where: Where) -> dict[str, Any]:
 
 def _text(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{k} {v}" for k, v in value.items()) or "none"
+        return ", ".join(f"{k} {_text(v)}" for k, v in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     if isinstance(value, bool):

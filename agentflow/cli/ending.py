@@ -24,7 +24,7 @@ from agentflow.cli.output import (
 from agentflow.cli.place import place_of
 from agentflow.cli.standing import Standing, how_to_answer, waits_for_budget
 from agentflow.client import Client
-from agentflow.codec import to_json
+from agentflow.codec import Payload, to_json
 from agentflow.dataclass import dataclass
 from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import (
@@ -114,6 +114,16 @@ def result_of(client: Client, row: RunRow) -> Any:
         return json.loads(client.codec.plain(row.output, client.store))
     value = client.codec.decode(row.output, known.returns, client.store, what="run result")
     return to_json(value, known.returns, "run result")
+
+
+def value_of(client: Client, payload: Payload | None) -> Any:
+    """Return a payload as JSON values, or why it cannot be read."""
+    if payload is None:
+        return None
+    try:
+        return json.loads(client.codec.plain(payload, client.store))
+    except AgentflowError as e:
+        return f"({e.message})"
 
 
 def _kept(made: Report) -> str:

@@ -20,6 +20,7 @@ from agentflow.errors import UsageError
 from agentflow.stored import ENDED, RunFilter, RunRow
 
 _AT_ONCE = 200  # runs that are archived, then pruned: what a crash in between repeats at most
+_SHOWN = 20  # of the runs that --dry-run would prune
 _SHORTEST = timedelta(hours=1)
 
 
@@ -68,11 +69,21 @@ def prune(
         write_json({"as_of": iso(now_ms()), **done})
         return
     if dry_run:
-        note(f"{done['runs']} runs would lose their history; nothing was changed")
+        _tell_runs(done["ids"])
+        runs = "1 run" if done["runs"] == 1 else f"{done['runs']} runs"
+        whose = "its" if done["runs"] == 1 else "their"
+        note(f"{runs} would lose {whose} history; nothing was changed")
         return
     note(f"{done['runs']} histories pruned, {done['bodies']} bodies and messages deleted")
     if archive is not None:
         note(f"they are in {archive}: `agentflow import {archive}` brings them back")
+
+
+def _tell_runs(ids: list[str]) -> None:
+    for run_id in ids[:_SHOWN]:
+        click.echo(run_id)
+    if len(ids) > _SHOWN:
+        note(f"… and {len(ids) - _SHOWN} more (--json has all of them)")
 
 
 async def _prune(

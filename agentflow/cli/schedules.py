@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any
@@ -10,11 +11,13 @@ from typing import Any
 import click
 
 from agentflow.cli import session
+from agentflow.cli.ending import value_of
 from agentflow.cli.listing import ListingGroup
 from agentflow.cli.option import Span, Where, where_options
 from agentflow.cli.output import (
     iso,
     now_ms,
+    one_line,
     run_json,
     span,
     table,
@@ -27,6 +30,7 @@ from agentflow.cli.target import arguments_of, load_target
 from agentflow.client import Client
 from agentflow.errors import UsageError
 from agentflow.ledger.budgets import ON_EXHAUSTED
+from agentflow.ledger.entries import usd
 from agentflow.timetable import OVERLAPS, Schedule
 
 _DAY = timedelta(days=1)
@@ -60,7 +64,26 @@ def list_(*, where: Where, as_json: bool) -> None:
 @where_options
 def show(*, name: str, where: Where, as_json: bool) -> None:
     """Show one schedule with all its terms."""
-    _told(_one(where, name), as_json=as_json)
+
+    async def act(client: Client) -> tuple[Schedule, Any]:
+        (found,) = await client.store.schedules(client.project, name)
+        return found, value_of(client, found.payload)
+
+    one, given = asyncio.run(_with(where, act))
+    if as_json:
+        write_one(schedule={**schedule_json(one), "input": given})
+        return
+    _told(one, as_json=False)
+    terms = [
+        ("input", one_line(json.dumps(given, ensure_ascii=False), 300)),
+        ("priority", str(one.priority)),
+        ("concurrency key", one.concurrency_key),
+        ("tags", ", ".join(one.tags)),
+        ("budget of each run", _budget(one)),
+    ]
+    for term, value in terms:
+        if value:
+            click.echo(f"{term}: {value}")
 
 
 @schedules.command("add")
@@ -187,15 +210,6 @@ async def _with(where: Where, act: Callable[[Client], Awaitable[Any]], *, new: b
         return await act(client)
 
 
-def _one(where: Where, name: str) -> Schedule:
-    async def act(client: Client) -> Schedule:
-        (found,) = await client.store.schedules(client.project, name)
-        return found
-
-    found: Schedule = asyncio.run(_with(where, act))
-    return found
-
-
 def _told(one: Schedule, *, as_json: bool) -> None:
     if as_json:
         write_one(schedule=schedule_json(one))
@@ -214,6 +228,15 @@ def _next(one: Schedule, now: int) -> str:
     if one.paused:
         return "paused"
     return "never" if one.next_due_ms is None else when(one.next_due_ms, now)
+
+
+def _budget(one: Schedule) -> str:
+    limits = one.limits
+    if limits is None or limits.is_empty:
+        return ""
+    amounts = [] if limits.pico_usd is None else [f"${usd(limits.pico_usd):f}"]
+    amounts += [] if limits.tokens is None else [f"{limits.tokens:,} tokens"]
+    return f"{' and '.join(amounts)}, on exhausted {limits.on_exhausted or 'pause'}"
 
 
 def notes(one: Schedule) -> str:
@@ -238,6 +261,9 @@ def schedule_json(one: Schedule) -> Mapping[str, Any]:
         "priority": one.priority,
         "concurrency_key": one.concurrency_key or None,
         "tags": list(one.tags),
+        "budget_usd": _limit_usd(one),
+        "budget_tokens": one.limits.tokens if one.limits else None,
+        "on_exhausted": (one.limits.on_exhausted or "pause") if one.limits else None,
         "paused": one.paused,
         "next_due_at": iso(one.next_due_ms),
         "last_due_at": iso(one.last_due_ms),
@@ -248,3 +274,8 @@ def schedule_json(one: Schedule) -> Mapping[str, Any]:
         "missed": one.missed,
         "created_at": iso(one.created_at_ms),
     }
+
+
+def _limit_usd(one: Schedule) -> str | None:
+    limits = one.limits
+    return None if limits is None or limits.pico_usd is None else f"{usd(limits.pico_usd):f}"

@@ -13,7 +13,7 @@ from rich.text import Text
 from agentflow.cli import session
 from agentflow.cli.budget import budget_json, line
 from agentflow.cli.conversation import conversations, message_json
-from agentflow.cli.ending import cost_of, result_of
+from agentflow.cli.ending import cost_of, result_of, value_of
 from agentflow.cli.option import Where, limit_option, where_options
 from agentflow.cli.output import (
     cost_json,
@@ -32,9 +32,8 @@ from agentflow.cli.output import (
 from agentflow.cli.place import place_of, traceback_of
 from agentflow.cli.steps import Step, steps_of
 from agentflow.client import Client
-from agentflow.codec import Payload
 from agentflow.dataclass import dataclass
-from agentflow.errors import AgentflowError
+from agentflow.errors import AgentflowError, HistoryPrunedError
 from agentflow.history.events import AnyEvent, data_of
 from agentflow.history.failure import Failure
 from agentflow.ledger.reports import CostGroup, CostQuery, dollars
@@ -102,7 +101,7 @@ async def _show(where: Where, run_id: str, wanted: Wanted) -> tuple[dict[str, An
         shown: dict[str, Any] = {
             **run_json(row),
             "_row": row,
-            "input": _value(client, row.input),
+            "input": value_of(client, row.input),
             **_outcome(client, row),
             "worker": await _worker(client, row),
             "cost": cost_json(cost),
@@ -156,15 +155,6 @@ async def _step_costs(client: Client, row: RunRow) -> dict[str, CostGroup]:
     return {group.group: group for group in await client.cost(query)}
 
 
-def _value(client: Client, payload: Payload | None) -> Any:
-    if payload is None:
-        return None
-    try:
-        return json.loads(client.codec.plain(payload, client.store))
-    except AgentflowError as e:
-        return f"({e.message})"
-
-
 def _outcome(client: Client, row: RunRow) -> dict[str, Any]:
     if row.output is None:
         return {}
@@ -189,7 +179,7 @@ def _event_json(client: Client, event: AnyEvent) -> dict[str, Any]:
         "key": event.key,
         "actor": event.actor,
         "data": data,
-        "payload": _value(client, event.payload),
+        "payload": value_of(client, event.payload),
     }
 
 
@@ -234,7 +224,8 @@ def _write(shown: dict[str, Any]) -> None:
         ("tags", ", ".join(shown["tags"])),
         ("attributes", json.dumps(shown["attributes"]) if shown["attributes"] else ""),
         ("parent", shown["parent_id"]),
-        ("input", _short(shown["input"])),
+        ("pruned", _pruned(row, now)),
+        ("input", "" if row.pruned_at_ms is not None else _short(shown["input"])),
         ("result", _short(shown["result"]) if "result" in shown else ""),
         ("failure", _failure(shown.get("failure"))),
         ("cost", shown["_cost"]),
@@ -253,6 +244,13 @@ def _write(shown: dict[str, Any]) -> None:
     if "history" in shown and traceback_of(row):
         click.echo()
         click.echo(traceback_of(row))
+
+
+def _pruned(row: RunRow, now: int) -> str:
+    if row.pruned_at_ms is None:
+        return ""
+    hint = HistoryPrunedError.default_hint
+    return f"{when(row.pruned_at_ms, now)}: its history, input and result; {hint}"
 
 
 def _short(value: Any) -> str:

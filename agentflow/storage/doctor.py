@@ -12,13 +12,21 @@ from agentflow.storage.migrations import current_version, oldest_code
 from agentflow.storage.payloads import payload_of
 from agentflow.storage.schema import SCHEMA_VERSION, bodies, events, inbox, nodes, runs
 from agentflow.storage.statement import Tx
-from agentflow.stored import Checkup
+from agentflow.stored import PARKED, Checkup
 
 # https://sqlite.org/wal.html#walresetbug: two connections that write and checkpoint at the
 # same moment can corrupt the file. agentflow's own connections never do (see dialects/sqlite.py);
 # other programs on the same file could.
 WAL_RESET_BUG = ((3, 7, 0), (3, 51, 2))
 WAL_RESET_FIXED = {(3, 44, 6), (3, 50, 7)}
+
+
+NAMED = 5  # of the parked runs of a status
+NEEDS = {
+    "needs_code": ("for mended code", "mend the place that `agentflow show RUN` names"),
+    "needs_version": ("for code that fits", "`agentflow replay RUN FILE` shows the difference"),
+    "quarantined": ("in quarantine", "find out why, then `agentflow unpause RUN`"),
+}
 
 
 def has_wal_reset_bug(version: str) -> bool:
@@ -39,12 +47,23 @@ def checkup(tx: Tx) -> Checkup:
     facts["schema_oldest_code"] = oldest_code(tx.conn)
     by_status = select(runs.c.status, func.count()).group_by(runs.c.status)
     facts["runs"] = {row[0]: row[1] for row in tx.conn.execute(by_status)}
+    facts["parked_runs"] = parked(tx, facts["runs"])
     for table in (events, bodies, nodes):
         facts[table.name] = tx.conn.execute(select(func.count()).select_from(table)).scalar()
     waiting = select(func.count()).select_from(inbox).where(inbox.c.done == 0)
     facts["messages_waiting"] = tx.conn.execute(waiting).scalar()
     facts["orphaned_bodies"] = len(orphans(tx))
     return Checkup(facts=facts, problems=list(problems(facts)))
+
+
+def parked(tx: Tx, counts: dict[str, int]) -> dict[str, list[str]]:
+    """Return the first runs that wait for a person to mend something, by status."""
+    found: dict[str, list[str]] = {}
+    for status in sorted(PARKED & counts.keys()):
+        query = select(runs.c.project, runs.c.id).where(runs.c.status == status)
+        rows = tx.conn.execute(query.order_by(runs.c.pk).limit(NAMED))
+        found[status] = [id_ if p == "default" else f"{id_} (project {p})" for p, id_ in rows]
+    return found
 
 
 def orphans(tx: Tx) -> set[bytes]:
@@ -74,6 +93,11 @@ def problems(facts: dict[str, Any]) -> Iterator[str]:
         )
     if facts.get("integrity", ["ok"]) != ["ok"]:
         yield f"the file is damaged ({facts['integrity'][0]}): restore it from a backup"
+    for status, ids in facts.get("parked_runs", {}).items():
+        count, (what, hint) = facts["runs"][status], NEEDS[status]
+        some = ", ".join(ids) + (", …" if count > len(ids) else "")
+        waits = "1 run waits" if count == 1 else f"{count} runs wait"
+        yield f"{waits} {what}: {some}; {hint} (`agentflow list --status {status}`)"
     version = facts.get("sqlite_version")
     if version is not None and has_wal_reset_bug(version):
         yield (

@@ -10,10 +10,12 @@ from sqlalchemy import func, select
 from agentflow.storage import leases
 from agentflow.storage.schema import runs
 from agentflow.storage.statement import Tx
-from agentflow.stored import Checkup
+from agentflow.stored import Checkup, WorkerRow
 
 STUCK_MS = 60_000  # a run that is due is taken within milliseconds
 CLOCK_MS = 1_000  # a difference that is worth a word
+TAKEOVER_MS = 5_000  # who is alive looks for the dead every tenth of a lease (15 s)
+TAKEOVER_MS = 5_000  # others look for the dead every tenth of a lease (15 s), and take shares
 
 
 def standing(tx: Tx, ahead_ms: int) -> Checkup:
@@ -25,7 +27,7 @@ def standing(tx: Tx, ahead_ms: int) -> Checkup:
     """
     rows = leases.listed(tx, "")
     alive = [row for row in rows if row.is_alive]
-    stale = [row for row in rows if not row.is_alive and row.runs]
+    stale = [row for row in rows if is_left(row, by_some=bool(alive))]
     pinned = select(runs.c.workflow, runs.c.version, func.count()).where(
         runs.c.ended_at_ms.is_(None)
     )
@@ -46,19 +48,33 @@ def standing(tx: Tx, ahead_ms: int) -> Checkup:
     return Checkup(facts=facts, problems=list(problems(facts)))
 
 
+def is_left(row: WorkerRow, *, by_some: bool) -> bool:
+    """Return whether a dead worker's runs are left: nobody has taken them in time.
+
+    Args:
+        row: The worker.
+        by_some: Whether somebody is alive who may be about to take them.
+    """
+    since_ms = None if row.lease_left_ms is None else -row.lease_left_ms
+    is_taking = by_some and since_ms is not None and since_ms <= TAKEOVER_MS
+    return not row.is_alive and row.runs > 0 and not is_taking
+
+
 def problems(facts: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with the workers of a shared database."""
     for worker_id, count in facts["stale_leases"].items():
+        what = _runs(count, "of it", "waits", "wait")
         yield (
-            f"worker {worker_id} is dead and {_runs(count)} of it wait: start a worker that "
-            "serves their workflows and queues"
+            f"worker {worker_id} is dead and {what}: start a worker that serves their workflows "
+            "and queues"
         )
     for version, count in facts["missing_versions"].items():
-        yield f"{_runs(count)} of {version} wait for a worker that has this version: start one"
+        who = _runs(count, f"of {version}", "waits", "wait")
+        yield f"{who} for a worker that has this version: start one"
     for workflow, count in facts["stuck_runs"].items():
         yield (
-            f"{_runs(count)} of {workflow} have been due for over a minute: start a worker that "
-            "serves them, or more workers"
+            f"{_runs(count, f'of {workflow}', 'has', 'have')} been due for over a minute: start a "
+            "worker that serves that workflow, or more workers"
         )
     ahead_ms = facts["database_clock_ahead_ms"]
     if abs(ahead_ms) > CLOCK_MS:
@@ -68,5 +84,5 @@ def problems(facts: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
+def _runs(count: int, which: str, one: str, more: str) -> str:
+    return f"1 run {which} {one}" if count == 1 else f"{count} runs {which} {more}"

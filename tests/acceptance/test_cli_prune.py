@@ -45,7 +45,15 @@ def test_old_histories_go_into_an_archive_and_come_back() -> None:
     left = {run["id"]: run for run in call("list", "--json").json["items"]}
     assert [left[i]["pruned_at"] is None for i in sorted(left)] == [True, False, False]
     assert left["old-run-1"]["status"] == "completed"
-    assert call("verify", "--all").code == 0
+    verified = call("verify", "--all")
+    assert (verified.code, verified.out.split()[0]) == (0, "ok")
+    assert verified.out.count("pruned   old-run-") == 2
+    assert verified.err == "1 run checked, 0 with problems, 2 pruned (their ledgers were checked)\n"
+    items = {i["run_id"]: i["pruned"] for i in call("verify", "--all", "--json").json["items"]}
+    assert items == {"new-run-1": False, "old-run-1": True, "old-run-2": True}
+    told = call("show", "old-run-1").out
+    assert "agentflow import FILE" in told
+    assert "input " not in told.replace("history, input and", "")
     assert call("show", "new-run-1", "--events").code == 0
     refused = call("show", "old-run-1", "--events")
     assert (refused.code, refused.err[:12]) == (8, "error AF503:")
@@ -53,6 +61,23 @@ def test_old_histories_go_into_an_archive_and_come_back() -> None:
     assert call("import", "old.jsonl").code == 0
     assert call("show", "old-run-1", "--events", "--json").json["run"] == shown
     assert call("doctor", "--json").json["database"]["orphaned_bodies"] == 0
+
+
+def test_a_dry_run_names_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of them; then how many more there are."""
+    monkeypatch.setattr("agentflow.cli.prune._SHOWN", 2)
+    for id_ in ("run-1", "run-2", "run-3"):
+        call("run", flow("cli_nothing"), "--id", id_)
+    ended_long_ago("run-1", "run-2")
+    two = call("prune", "--older-than", "1d", "--dry-run")
+    ended_long_ago("run-3")
+    three = call("prune", "--older-than", "1d", "--dry-run")
+
+    assert (two.out, two.err) == (
+        "run-2\nrun-1\n", "2 runs would lose their history; nothing was changed\n"
+    )  # fmt: skip
+    assert three.out == "run-3\nrun-2\n"
+    assert three.err.startswith("… and 1 more")
 
 
 def test_runs_that_cannot_be_pruned_do_not_hold_up_the_others(

@@ -40,6 +40,28 @@ def test_a_schedule_is_made_seen_and_deleted() -> None:
     assert call("schedules", "show", "pages").code == 3
 
 
+def test_show_has_all_terms() -> None:
+    """Arguments, priority, tags, budget, as they were given."""
+    call(
+        "schedules", "add", "pages", flow("cli_pages"), "3", "who=you", "--every", "1h",
+        "--priority", "5", "--tag", "a", "--tag", "b", "--budget", "2.50",
+        "--on-exhausted", "raise",
+    )  # fmt: skip
+    shown = call("schedules", "show", "pages").out.splitlines()
+    found = call("schedules", "show", "pages", "--json").json["schedule"]
+
+    assert shown[-4:] == [
+        'input: {"count": 3, "who": "you"}',
+        "priority: 5",
+        "tags: a, b",
+        "budget of each run: $2.5, on exhausted raise",
+    ]
+    assert found["input"] == {"count": 3, "who": "you"}
+    assert (found["budget_usd"], found["budget_tokens"], found["on_exhausted"]) == (
+        "2.5", None, "raise"
+    )  # fmt: skip
+
+
 def test_what_makes_no_sense_is_refused() -> None:
     """One line and a hint, and nothing is made."""
     target = flow("cli_nothing")

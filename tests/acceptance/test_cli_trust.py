@@ -40,7 +40,7 @@ def test_check_finds_what_will_not_replay(here: Path) -> None:
 
     assert done.code == 1
     assert done.out.startswith("app/bad.py:6:12 AFC101 ")
-    assert done.err == "1 files, 1 errors, 0 warnings\n"
+    assert done.err == "1 file, 1 error, 0 warnings\n"
     assert (item["code"], item["line"], item["severity"]) == ("AFC101", 6, "error")
 
 
@@ -174,3 +174,20 @@ def test_doctor_reports_facts() -> None:
     assert found["database"]["runs"] == {"completed": 1}
     assert found["installation"]["project"] == "default"
     assert "sqlite_version" in done.out
+
+
+@pytest.mark.parametrize("status", ["needs_code", "needs_version", "quarantined"])
+def test_doctor_names_runs_that_are_parked(here: Path, status: str) -> None:
+    """Which, how many, and how to go on; the exit code speaks of the database."""
+    for number in range(7):
+        call("run", flow("cli_question"), "?", "--id", f"q-{number}")
+    with sqlite3.connect(here / "agentflow.db") as db:
+        db.execute("UPDATE runs SET status = ? WHERE id > 'q-0'", (status,))
+    db.close()
+    done = call("doctor")
+    (told,) = (line for line in done.out.splitlines() if "runs wait" in line)
+
+    assert done.code == 0
+    assert told.startswith("problem: 6 runs wait ")
+    assert ": q-1, q-2, q-3, q-4, q-5, …; " in told
+    assert told.endswith(f"(`agentflow list --status {status}`)")
