@@ -104,6 +104,7 @@ async def _show(where: Where, run_id: str, wanted: Wanted) -> tuple[dict[str, An
             "input": value_of(client, row.input),
             **_outcome(client, row),
             "worker": await _worker(client, row),
+            "held_by": await _held_by(client, row),
             "cost": cost_json(cost),
             "_cost": cost_line(cost),
             "budgets": [budget_json(one) for one in limited],
@@ -119,6 +120,20 @@ async def _worker(client: Client, row: RunRow) -> str | None:
         return None
     alive = {one.card.id for one in await client.store.workers() if one.is_alive}
     return row.owner if row.owner in alive else None
+
+
+async def _held_by(client: Client, row: RunRow) -> str | None:
+    """Return which limit keeps a run that nobody has from being taken, in words, or None."""
+    if row.status not in _ACTIVE or row.owner is not None:
+        return None
+    places = {("queue", row.queue), ("workflow", row.workflow)}
+    for one in await client.queues():
+        limit, most = one.limit, one.limit.concurrency
+        if (limit.scope, limit.name) not in places or most is None or one.running < most:
+            continue
+        what = "is held" if most == 0 else f"has {one.running} of {most} active"
+        return f"{limit.scope} {limit.name} {what}"
+    return None
 
 
 async def _add_parts(client: Client, row: RunRow, wanted: Wanted, shown: dict[str, Any]) -> bool:
@@ -212,7 +227,7 @@ def _write(shown: dict[str, Any]) -> None:
         ("run", shown["id"]),
         ("workflow", shown["workflow"]),
         ("status", status_text(shown["status"])),
-        ("worker", shown["worker"] or (_NOBODY if row.status in _ACTIVE else "")),
+        ("worker", shown["worker"] or (_nobody(shown) if row.status in _ACTIVE else "")),
         ("waits for", shown["wait"]),
         ("error", one_line(shown["error"] or "", 300)),
         ("place", place_of(row)),
@@ -251,6 +266,11 @@ def _pruned(row: RunRow, now: int) -> str:
         return ""
     hint = HistoryPrunedError.default_hint
     return f"{when(row.pruned_at_ms, now)}: its history, input and result; {hint}"
+
+
+def _nobody(shown: dict[str, Any]) -> str:
+    held = shown["held_by"]
+    return f"none at the moment: {held} (`agentflow queues`)" if held else _NOBODY
 
 
 def _short(value: Any) -> str:

@@ -54,3 +54,19 @@ def test_a_queue_shows_what_waits() -> None:
 
     assert (found["name"], found["due"], found["running"], found["waiting"]) == ("default", 0, 0, 1)
     assert found["oldest_due_at"] is None
+
+
+def test_show_says_which_limit_holds_a_run() -> None:
+    """Its queue or its workflow; nothing where only a worker is lacking."""
+    call("schedules", "add", "held", flow("cli_nothing"), "--every", "1h", "--queue", "kq")
+    run_id = call("schedules", "trigger", "held", "--json").json["run"]["id"]
+    free = call("show", run_id).out
+    call("queues", "set", "workflow:cli_nothing", "--concurrency", "0")
+    by_workflow = call("show", run_id).out
+    call("queues", "set", "workflow:cli_nothing", "--concurrency", "1")
+    call("queues", "set", "kq", "--concurrency", "0")
+    by_queue = call("show", run_id, "--json").json["run"]["held_by"]
+
+    assert "it goes on when a worker with its code is there" in free
+    assert "none at the moment: workflow cli_nothing is held" in by_workflow
+    assert by_queue == "queue kq is held"
