@@ -84,11 +84,12 @@ def checked(table: Timetable) -> Timetable:
     Raises:
         UsageError: both or none of cron and interval, a wrong expression, an unknown zone.
     """
-    if bool(table.cron) == bool(table.every_ms):
+    if table.cron and table.every_ms:
         raise UsageError("a schedule has either a cron expression or an interval")
     if not table.cron and table.every_ms < SHORTEST_MS:
         msg = f"an interval of {table.every_ms} ms is shorter than a second"
-        raise UsageError(msg)
+        hint = "Name a cron expression, or an interval of a second or longer."
+        raise UsageError(msg, hint=hint)
     zone_of(table.timezone)
     if table.cron:
         module = load("cronsim")

@@ -117,7 +117,7 @@ def approve(
             msg = "--arguments is no JSON object"
             raise InputError(msg, hint='Give arguments by name: \'{"to": "ann"}\'.')
     decided = asyncio.run(_decide(where, approval_id, reason, edited, approved=True))
-    _told(decided, as_json=as_json)
+    _told(decided, where, as_json=as_json)
 
 
 @click.command("deny")
@@ -130,7 +130,7 @@ def deny(*, approval_id: str, reason: str, where: Where, as_json: bool) -> None:
     The code (or the model, for a tool's call) sees the reason.
     """
     decided = asyncio.run(_decide(where, approval_id, reason, None, approved=False))
-    _told(decided, as_json=as_json)
+    _told(decided, where, as_json=as_json)
 
 
 async def _decide(
@@ -148,10 +148,10 @@ async def _decide(
         return approval_json(client, decided)
 
 
-def _told(decided: dict[str, Any], *, as_json: bool) -> None:
+def _told(decided: dict[str, Any], where: Where, *, as_json: bool) -> None:
     if as_json:
         write_one(approval=decided)
         return
     click.echo(f"{decided['status']}: {one_line(decided['question'])}")
-    note(f"run {decided['run_id']} goes on where a worker has it; here: "
-         f"agentflow resume {decided['run_id']}")  # fmt: skip
+    here = session.again(decided["run_id"], (), where)
+    note(f"run {decided['run_id']} goes on where a worker has it; here: {here}")

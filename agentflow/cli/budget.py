@@ -13,7 +13,7 @@ from agentflow.cli.listing import ListingGroup
 from agentflow.cli.option import Where, where_options
 from agentflow.cli.output import table, write_items, write_one
 from agentflow.client import Client
-from agentflow.errors import UsageError
+from agentflow.errors import NotFoundError, UsageError
 from agentflow.ledger.budgets import ON_EXHAUSTED, SCOPES, Budget, Scope
 from agentflow.ledger.entries import usd
 
@@ -71,7 +71,7 @@ def set_(
             scope, word, limit_usd, limit_tokens=tokens, on_exhausted=on_exhausted
         )
 
-    _told(asyncio.run(_act(where, act)), as_json=as_json)
+    _told(asyncio.run(_act(where, name, act)), as_json=as_json)
 
 
 @budget.command("raise")
@@ -90,7 +90,7 @@ def raise_(
         scope, word = named(name)
         return await client.raise_budget(scope, word, by_usd, by_tokens=tokens)
 
-    _told(asyncio.run(_act(where, act)), as_json=as_json)
+    _told(asyncio.run(_act(where, name, act)), as_json=as_json)
 
 
 def named(name: str) -> tuple[Scope, str]:
@@ -111,9 +111,15 @@ async def _list(where: Where, run_id: str | None) -> list[Budget]:
         return await client.budgets(run_id=run_id)
 
 
-async def _act(where: Where, act: Any) -> Budget:
+async def _act(where: Where, name: str, act: Any) -> Budget:
     async with session.reading(where) as client:
-        made: Budget = await act(client)
+        try:
+            made: Budget = await act(client)
+        except NotFoundError as e:
+            if ":" in name and named(name)[0] == "tree":
+                scopes = ", ".join(f"{one}:…" for one in SCOPES)
+                e.hint = f"A budget is named {scopes} or by its run."
+            raise
         return made
 
 

@@ -12,12 +12,23 @@ import click
 
 from agentflow.database_url import shown_url
 from agentflow.dataclass import dataclass
-from agentflow.errors import UsageError
 
 Command = Callable[..., Any]
 
 _UNIT_SECONDS = {"ms": 0.001, "s": 1, "m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
+
+
+def filled(_: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    """Refuse an empty word where a name is wanted: it is a shell variable that is not set."""
+    if any(isinstance(one, str) and not one.strip() for one in _each(value)):
+        msg = "it is empty; is a variable not set?"
+        raise click.BadParameter(msg, param=parameter)
+    return value
+
+
+def _each(value: Any) -> tuple[Any, ...]:
+    return value if isinstance(value, tuple) else (value,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +116,18 @@ def where_options(command: Command) -> Command:
 
     @functools.wraps(command)
     def wrapped(*args: Any, database: str | None, project: str | None, **options: Any) -> Any:
-        if database is not None and not database.strip():
-            msg = "--database is empty"
-            raise UsageError(msg, hint="Name a file or a URL; is a variable unset?")
         return command(*args, where=Where(database, project), **options)
 
     made: Command = click.option(
-        "--project", metavar="NAME", help="Project of the run. [AGENTFLOW_PROJECT; default]"
+        "--project",
+        metavar="NAME",
+        callback=filled,
+        help="Project of the run. [AGENTFLOW_PROJECT; default]",
     )(wrapped)
     made = click.option(
         "--database",
         metavar="URL",
+        callback=filled,
         help="Where runs are kept. [AGENTFLOW_DATABASE_URL; sqlite:///agentflow.db]",
     )(made)
     return json_option(made)

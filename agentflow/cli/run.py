@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 import sys
 from dataclasses import field
 from datetime import timedelta
@@ -17,7 +16,7 @@ from agentflow.cli.chronicle import Chronicle
 from agentflow.cli.ending import Report, cost_of, report, results_are
 from agentflow.cli.exit_code import ExitCode
 from agentflow.cli.follow import Brake, Follower, follow
-from agentflow.cli.option import Command, Span, Where, app_option, where_options
+from agentflow.cli.option import Command, Span, Where, app_option, filled, where_options
 from agentflow.cli.output import note, run_json, write_run
 from agentflow.cli.target import (
     Target,
@@ -87,7 +86,13 @@ def following_options(command: Command) -> Command:
     help="The input: an object with all arguments by name, an array of several, or the one "
     "argument; @FILE reads a file, - stdin.",
 )
-@click.option("--id", "run_id", metavar="ID", help="Id of the run; the same id again resumes it.")
+@click.option(
+    "--id",
+    "run_id",
+    metavar="ID",
+    callback=filled,
+    help="Id of the run; the same id again resumes it.",
+)
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Tag the run; may be repeated.")
 @click.option(
     "--budget", metavar="USD", help="What the run and its child runs may spend, in dollars."
@@ -104,7 +109,12 @@ def following_options(command: Command) -> Command:
     type=click.Choice(LATENCIES),
     help="How long answers of models may take, for less money, where the code does not say.",
 )
-@click.option("--queue", metavar="NAME", help="Queue of the run. [its workflow's, or default]")
+@click.option(
+    "--queue",
+    metavar="NAME",
+    callback=filled,
+    help="Queue of the run. [its workflow's, or default]",
+)
 @click.option("--priority", type=int, default=0, show_default=True, help="Higher goes first.")
 @click.option("--detach", is_flag=True, help="Record the run for a worker elsewhere, and return.")
 @following_options
@@ -178,7 +188,7 @@ async def _detach(where: Where, start: Start, *, as_json: bool) -> int:
         else:
             click.echo(handle.id)
     note("recorded; a worker of this database that has its code takes it up, or:")
-    note(f"  {again(handle.id, (start.target.source,), where)}")
+    note(f"  {session.again(handle.id, (start.target.source,), where)}")
     return ExitCode.DONE
 
 
@@ -247,17 +257,7 @@ class Again:
 
     def command(self, run_id: str) -> str:
         """Return the command line."""
-        return again(run_id, self.sources, self.where)
-
-
-def again(run_id: str, sources: tuple[str, ...], where: Where) -> str:
-    """Return the command that resumes a run.
-
-    >>> again("r-1", ("my app.py",), Where("x.db"))
-    "agentflow resume r-1 --app 'my app.py' --database x.db"
-    """
-    apps = [word for source in sources for word in ("--app", source)]
-    return shlex.join(["agentflow", "resume", run_id, *apps, *where.flags])
+        return session.again(run_id, self.sources, self.where)
 
 
 async def work(

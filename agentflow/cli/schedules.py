@@ -13,7 +13,7 @@ import click
 from agentflow.cli import session
 from agentflow.cli.ending import value_of
 from agentflow.cli.listing import ListingGroup
-from agentflow.cli.option import Span, Where, where_options
+from agentflow.cli.option import Span, Where, filled, where_options
 from agentflow.cli.output import (
     iso,
     now_ms,
@@ -93,7 +93,7 @@ def show(*, name: str, where: Where, as_json: bool) -> None:
 @click.option("--input", "given", metavar="JSON", help="The input of each run, as for `run`.")
 @click.option("--cron", default="", metavar="EXPR", help='Such as "0 9 * * mon-fri".')
 @click.option("--every", type=Span(), metavar="SPAN", help="An interval instead: 30s, 1h, 7d.")
-@click.option("--timezone", default="UTC", show_default=True, metavar="ZONE", help="Of --cron.")
+@click.option("--timezone", metavar="ZONE", help="Of --cron. [default: UTC]")
 @click.option(
     "--overlap",
     type=click.Choice(OVERLAPS),
@@ -108,7 +108,7 @@ def show(*, name: str, where: Where, as_json: bool) -> None:
     metavar="SPAN",
     help="How late a run may be started where no worker was there. [1d]",
 )
-@click.option("--queue", metavar="NAME", help="Queue of the runs.")
+@click.option("--queue", metavar="NAME", callback=filled, help="Queue of the runs.")
 @click.option("--priority", type=int, default=0, show_default=True, help="Higher goes first.")
 @click.option("--tag", "tags", multiple=True, metavar="TAG", help="Tag the runs; may be repeated.")
 @click.option("--budget", metavar="USD", help="What each run may spend, in dollars.")
@@ -128,7 +128,7 @@ def add(  # noqa: PLR0913 -- the options of the command
     given: str | None,
     cron: str,
     every: timedelta | None,
-    timezone: str,
+    timezone: str | None,
     overlap: Any,
     catch_up: timedelta,
     queue: str | None,
@@ -144,7 +144,11 @@ def add(  # noqa: PLR0913 -- the options of the command
     It is fired by workers that have the workflow: `agentflow worker`, or a program with
     `agentflow.open(…)`.
     """
-    if bool(cron) == (every is not None):
+    if cron and every is not None:
+        raise UsageError("--cron and --every are both given", hint="Name one of them.")
+    if every is not None and timezone is not None:
+        raise UsageError("--timezone is for --cron: an interval has no zone")
+    if not cron and every is None:
         raise UsageError("when is it due?", hint='Name --cron "0 9 * * *" or --every 1h.')
     workflow = load_target(target).workflow
     args, kwargs = workflow.call_arguments(arguments_of(workflow, words, given))
@@ -152,9 +156,9 @@ def add(  # noqa: PLR0913 -- the options of the command
 
     async def act(client: Client) -> Schedule:
         return await client.schedule(
-            name, workflow, *bound.args, cron=cron, every=every, timezone=timezone, overlap=overlap,
-            catch_up=catch_up, queue=queue, priority=priority, tags=tags, budget_usd=budget,
-            on_exhausted=on_exhausted, **bound.kwargs,
+            name, workflow, *bound.args, cron=cron, every=every, timezone=timezone or "UTC",
+            overlap=overlap, catch_up=catch_up, queue=queue, priority=priority, tags=tags,
+            budget_usd=budget, on_exhausted=on_exhausted, **bound.kwargs,
         )  # fmt: skip
 
     _told(asyncio.run(_with(where, act, new=True)), as_json=as_json)

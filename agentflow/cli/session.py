@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import shlex
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -40,6 +41,18 @@ def file_of(database: str) -> Path | None:
     scheme, _, rest = checked_url(database).partition("://")
     path = rest.removeprefix("/").partition("?")[0]
     return Path(path) if scheme == "sqlite" and path not in {"", ":memory:"} else None
+
+
+def again(run_id: str, sources: Sequence[str], where: Where) -> str:
+    """Return the command that resumes a run; where nobody knows its code, with room for that.
+
+    >>> again("r-1", ("my app.py",), Where("x.db"))
+    "agentflow resume r-1 --app 'my app.py' --database x.db"
+    """
+    code = [word for source in sources for word in ("--app", source)]
+    if not code and not read_settings().modules:
+        code = ["MODULE_OR_FILE"]
+    return shlex.join(["agentflow", "resume", run_id, *code, *where.flags])
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from agentflow.cli import session
-from agentflow.cli.option import Where, reason_option, where_options
+from agentflow.cli.option import Where, filled, reason_option, where_options
 from agentflow.cli.output import now_ms, run_json, write_run
 from agentflow.cli.target import read_json
 from agentflow.client import Run
@@ -20,7 +20,7 @@ Act = Callable[[Run[Any]], Awaitable[None]]
 
 @click.command("signal")
 @click.argument("run_id", metavar="RUN")
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", callback=filled)
 @click.argument("value", metavar="[JSON]", required=False, default="null")
 @where_options
 def signal(*, run_id: str, name: str, value: str, where: Where, as_json: bool) -> None:
@@ -89,7 +89,8 @@ def retry(*, run_id: str, at_seq: int | None, where: Where, as_json: bool) -> No
     Child runs that it waits for go on too.
     """
     row = asyncio.run(_act(where, run_id, lambda run: run.retry(at_seq=at_seq)))
-    _told(row, f"run {row.id} is open again; here: agentflow resume {row.id}", as_json=as_json)
+    here = session.again(row.id, (), where)
+    _told(row, f"run {row.id} is open again; here: {here}", as_json=as_json)
 
 
 async def _act(where: Where, run_id: str, act: Act) -> RunRow:

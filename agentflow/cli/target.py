@@ -222,7 +222,7 @@ def read_json(text: str, what: str) -> Any:
     except json.JSONDecodeError as e:
         shown = text[max(0, e.pos - 10) : e.pos + 10].replace("\n", " ")
         msg = f"{what} is no JSON: {e.msg} at line {e.lineno} column {e.colno}, near {shown!r}"
-        hint = "Strings need double quotes inside the shell's single ones: --input '\"text\"'."
+        hint = "Strings need double quotes inside the shell's single ones: '\"text\"'."
         raise InputError(msg, hint=hint) from None
 
 
@@ -244,11 +244,10 @@ def arguments_of(
         msg = "give --input or arguments, not both"
         raise UsageError(msg)
     usage = f"The workflow is {usage_of(workflow)}."
+    value = read_json(given, "--input") if given is not None else None
     try:
-        if given is not None:
-            bound = from_input(workflow, read_json(given, "--input"))
-        else:
-            bound = from_words(workflow, words)
+        is_given = given is not None
+        bound = from_input(workflow, value) if is_given else from_words(workflow, words)
         check_complete(workflow, bound)
         notes = workflow.annotations
         return {
@@ -257,11 +256,21 @@ def arguments_of(
         }
     except InputError:
         raise
-    except DecodeError as e:
-        raise InputError(e.message, hint=usage, data=e.data) from e
-    except UsageError as e:  # the signature is in the hint, readable
+    except (DecodeError, UsageError) as e:
+        if strange := strange_names(workflow, value):
+            msg = f"{workflow.name} has no argument {', '.join(map(repr, strange))}"
+            raise InputError(msg, hint=usage) from e
+        if isinstance(e, DecodeError):
+            raise InputError(e.message, hint=usage, data=e.data) from e
+        # The signature is in the hint, readable.
         said = e.message.removeprefix(f"{workflow.name}{workflow.signature}: ")
         raise InputError(f"{workflow.name}: {said}", hint=usage) from e
+
+
+def strange_names(workflow: Workflow[..., Any], value: Any) -> list[str]:
+    """Return the names in ``--input`` that no argument has, where others are arguments' names."""
+    names = set(workflow.signature.parameters)
+    return sorted(set(value) - names) if isinstance(value, dict) and names & set(value) else []
 
 
 def usage_of(workflow: Workflow[..., Any]) -> str:

@@ -16,7 +16,6 @@ from agentflow.cli.exit_code import ExitCode
 from agentflow.cli.follow import Follower, Stop, background, pass_on
 from agentflow.cli.option import Span, Where, where_options
 from agentflow.cli.output import iso, note, now_ms
-from agentflow.cli.run import again
 from agentflow.cli.standing import standing_of
 from agentflow.cli.view import JsonView, view_of
 from agentflow.client import Client
@@ -96,7 +95,7 @@ async def _watch(where: Where, run_id: str, how: Watching) -> int:
             return ExitCode.WAITING
         made = Report(
             stop=stop, row=row, cost=await cost_of(client, row.id), recorded=chronicle.recorded,
-            replayed=0, again=again(row.id, (), where), where=where, stdout=sys.stdout,
+            replayed=0, again=session.again(row.id, (), where), where=where, stdout=sys.stdout,
         )  # fmt: skip
         return await report(client, made, as_json=how.as_json, in_one_line=True)
 

@@ -16,9 +16,9 @@ from agentflow.app import Flow
 from agentflow.cli import session
 from agentflow.cli.exit_code import ExitCode
 from agentflow.cli.log import log_to_stderr
-from agentflow.cli.option import Span, Where, where_options
+from agentflow.cli.option import Span, Where, filled, where_options
 from agentflow.cli.output import ago, iso, now_ms, span, table, write_items
-from agentflow.cli.target import load_apps
+from agentflow.cli.target import load_apps, no_workflow
 from agentflow.dataclass import dataclass
 from agentflow.engine.definitions import REGISTRY
 from agentflow.errors import UsageError
@@ -52,6 +52,7 @@ class Service:
     "queues",
     multiple=True,
     metavar="NAME",
+    callback=filled,
     help="Work on this queue only; may be repeated. [default: all]",
 )
 @click.option(
@@ -112,8 +113,10 @@ def worker(
     log_to_stderr(as_json=as_json)
     load_apps(modules)
     if not REGISTRY.workflows:
-        msg = "no workflow is imported"
-        raise UsageError(msg, hint="Name the modules or files: agentflow worker my.module")
+        given = ", ".join(dict.fromkeys((*modules, *read_settings().modules)))
+        msg = no_workflow(given) if given else "no workflow is imported"
+        hint = "Name the modules or files: agentflow worker my.module"
+        raise UsageError(msg, hint="Decorate a function with @workflow." if given else hint)
     settings = read_settings()
     counts = None
     if health is not None:

@@ -73,7 +73,35 @@ def error_of(done: Done) -> list[str]:
         (["list"], 8, "error AF900: there is no database 'agentflow.db'", "--database"),
         (["list", "--database", "mysql://x"], 2, "error AF207: database 'mysql'", "sqlite"),
         (["list", "--database", "postgres:/u:x@y/z"], 2, "error AF207: the database URL", "sqlite"),
-        (["list", "--database", ""], 2, "error AF200: --database is empty", "unset"),
+        (["list", "--database", ""], 2, "'--database': it is empty; is a variable not set?", None),
+        (["run", PAGES, "1", "--id", ""], 2, "'--id': it is empty", None),
+        (["run", PAGES, "1", "--queue", " "], 2, "'--queue': it is empty", None),
+        (["worker", PAGES, "--queue", "a", "--queue", ""], 2, "'--queue': it is empty", None),
+        (["signal", "@last", ""], 2, "'NAME': it is empty", None),
+        (
+            ["run", PAGES, "--input", '{"count": 1, "zzz": 2}'],
+            2,
+            "error AF209: cli_pages has no argument 'zzz'",
+            "The workflow is cli_pages(",
+        ),
+        (
+            ["schedules", "add", "s", PAGES, "1", "--cron", "0 9 * * *", "--every", "5s"],
+            2,
+            "error AF200: --cron and --every are both given",
+            "one of them",
+        ),
+        (
+            ["schedules", "add", "s", PAGES, "1", "--every", "0s"],
+            2,
+            "error AF200: an interval of 0 ms is shorter than a second",
+            "a second or longer",
+        ),
+        (
+            ["schedules", "add", "s", PAGES, "1", "--every", "5s", "--timezone", "UTC"],
+            2,
+            "error AF200: --timezone is for --cron",
+            None,
+        ),
         (["list", "postgresql://u:pw@h/d"], 2, "argument (postgresql://u:***@h/d)", "--help"),
         (["run", PAGES, "1", "--database", "no/x.db"], 8, "error AF900:", "directory exists"),
         (["list", "--database", "not.db"], 8, "error AF900:", "doctor"),
@@ -125,6 +153,47 @@ def test_an_id_with_other_input_is_refused() -> None:
         "error AF204: run 'one' was started with other input: {\"count\":1}"
     )
     assert "is a run of 'cli_pages'" in error_of(other_workflow)[0]
+
+
+def test_a_worker_says_which_module_has_no_workflow(here: Path) -> None:
+    """It was named, so to name it is no help."""
+    done = spawn("worker", "research.py", cwd=here)
+
+    assert done.code == 2
+    assert error_of(done)[0] == "error AF200: research.py defines no workflow"
+    assert "@workflow" in error_of(done)[1]
+
+
+def test_json_that_is_none_meets_no_option_that_is_not_there() -> None:
+    """The hint is for every place where JSON is given."""
+    done = call("signal", "@last", "go", "notjson")
+
+    assert "--input" not in done.err
+
+
+def test_a_budget_of_no_scope_names_the_scopes() -> None:
+    """It may be a run's id, so it is looked for first."""
+    call("run", PAGES, "0", "--id", "one")
+    done = call("budget", "set", "bogus:x", "1")
+
+    assert done.code == 3
+    assert "no run 'bogus:x'" in error_of(done)[0]
+    assert "run:…, tree:…, agent:…, tag:…, day:…" in error_of(done)[1]
+
+
+def test_how_to_resume_has_room_for_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no setting names it."""
+    call("run", flow("cli_question"), "?", "--id", "q-1", "--database", "q.db")
+    watched = call("watch", "q-1", "--no-wait", "--database", "q.db")
+    monkeypatch.setenv("AGENTFLOW_MODULES", "my.module")
+    known = call("watch", "q-1", "--no-wait", "--database", "q.db")
+    monkeypatch.delenv("AGENTFLOW_MODULES")
+    asked = call("approvals", "--database", "q.db").out.splitlines()[1].split()[0]
+    answered = call("approve", asked, "--database", "q.db")
+
+    assert "then: agentflow resume q-1 MODULE_OR_FILE --database q.db" in watched.err
+    assert "then: agentflow resume q-1 --database q.db" in known.err
+    assert "here: agentflow resume q-1 MODULE_OR_FILE --database q.db" in answered.err
 
 
 def test_no_such_run_exits_3() -> None:
