@@ -446,7 +446,7 @@ class Appended:
         refused: Guard's name by call key: ``pause``, ``cancel``, ``approval``, ``budget`` (code
             must see it), ``budget_wait`` (until there is room), ``bound`` (work it out first),
             ``cache_wait`` (an equal call is in flight), ``rate`` (until it is due).
-        details: Why, in words, by call key, where a budget refused.
+        details: Why, in words, by call key, where a budget refused; the model, where a rate did.
         marks: Soft marks that were just passed, (budget, percent): each has its event, written
             behind the starts, or before the event that ends the run.
         budget: The run's `budget`.

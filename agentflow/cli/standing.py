@@ -112,7 +112,9 @@ async def how_to_answer(client: Client, standing: Standing, where: Where, now: i
             lines.append(f"waits for signal {name}")
             lines.append(f"  agentflow signal {row.id} {name} JSON{flags}")
         if row.wake_at_ms is not None and row.status == "waiting":
-            lines.append(f"waits for a timer: {when(row.wake_at_ms, now)}")
+            rates = [word for word in reasons(row) if word.startswith("rate of ")]
+            what = f"the {' and the '.join(rates)}" if rates else "a timer"
+            lines.append(f"waits for {what}: {when(row.wake_at_ms, now)}")
     return lines
 
 

@@ -81,6 +81,7 @@ class Call:
         "payload",
         "provider_ref",
         "question",
+        "rate",
         "recorded",
         "retry_at_ms",
         "returns",
@@ -119,6 +120,7 @@ class Call:
         self.outcome: Any = None
         self.is_cached = False
         self.awaits = False
+        self.rate = ""  # whose rate it waits for
         self.reuse_digest: bytes | None = None
         self.recorded: Any = None
         self.timer: DurableTimer | None = None

@@ -321,7 +321,7 @@ class Machine:
                 call.started_seq = self.next_seq
                 self.next_seq += 1
                 call.attempt = start.event.attempt
-                call.awaits = False
+                call.awaits, call.rate = False, ""
                 call.is_cached = _is_cached(granted[call.key])
                 call.granted = granted[call.key]
                 if call.window:
@@ -330,7 +330,9 @@ class Machine:
                 call.state = "started"
                 commands.append(StartAttempt(call, call.attempt, granted[call.key]))
             elif call.key in due:
-                self._await(call, due[call.key], is_equal=refused.get(call.key) != "rate")
+                by_rate = refused.get(call.key) == "rate"
+                rate = details.get(call.key, "") if by_rate else ""
+                self._await(call, due[call.key], is_equal=not by_rate, rate=rate)
             else:
                 self._refuse(call, refused.get(call.key, "unknown"), details.get(call.key, ""))
         self.next_seq += marks
@@ -352,10 +354,10 @@ class Machine:
             return
         self._to_start[call.key] = call
 
-    def _await(self, call: Call, due_ms: int, *, is_equal: bool) -> None:
+    def _await(self, call: Call, due_ms: int, *, is_equal: bool, rate: str) -> None:
         """Let a call wait for the answer to an equal one, or for a rate; until *due_ms* at most."""
         if call.is_wanted or self._keeps_going(call):
-            call.awaits, call.retry_at_ms = is_equal, due_ms
+            call.awaits, call.rate, call.retry_at_ms = is_equal, rate, due_ms
             self._backoff[call.key] = call
 
     @property
@@ -1081,6 +1083,7 @@ class Machine:
         words += [
             f"child {c.child_id[:13]}" for c in self._open_calls.values() if c.kind == "child"
         ]
+        words += sorted({f"rate of {c.rate}" for c in self._backoff.values() if c.rate})
         budgets = {detail.partition(" needs ")[0]: detail for _, detail in self._held.values()}
         words += budgets.values()
         if (wake := self.next_wake_ms()) is not None:

@@ -190,13 +190,13 @@ def decide(
     if cache is not None:
         cache.note(state, batch)
     if not state.budget:
-        inner = metering(meter, due, taken, partial(guard, tx))
+        inner = metering(meter, due, details, taken, partial(guard, tx))
         guards = reusing(cache, batch, due, inner)
         planned = plan(encoded, state, tx.now_ms, guards)
     else:
         till.settle(state, batch)
         money = partial(guard_money, tx, till, batch, details)
-        guards = reusing(cache, batch, due, metering(meter, due, taken, money))
+        guards = reusing(cache, batch, due, metering(meter, due, details, taken, money))
         planned = plan(encoded, state, tx.now_ms, guards, lambda: till.marks.pop(state.pk, ()))
     if details or due or taken:
         planned.answer = replace(planned.answer, details=details, due=due, taken=taken)

@@ -143,13 +143,18 @@ def meter_of(tx: Tx, batches: Sequence[Append]) -> Meter | None:
 
 
 def metering(
-    meter: Meter | None, due: dict[str, int], taken: dict[str, Taken], inner: Guard
+    meter: Meter | None,
+    due: dict[str, int],
+    details: dict[str, str],
+    taken: dict[str, Taken],
+    inner: Guard,
 ) -> Guard:
     """Return a guard that asks the rates before *inner*, and takes from them behind it.
 
     Args:
         meter: The rates of the transaction; None = nobody asks.
         due: Takes, by key, when a call is to ask again.
+        details: Takes, by key, the model whose rate refused.
         taken: Takes, by key, what a call was let through with.
         inner: The other guards.
     """
@@ -162,7 +167,7 @@ def metering(
             return inner(state, start)
         at = meter.ask(demand)
         if at is not None:
-            due[key] = at
+            due[key], details[key] = at, demand.model
             return "rate"
         verdict = inner(state, start)
         if not isinstance(verdict, str):

@@ -97,9 +97,11 @@ async def test_tokens_and_keys_have_rates_of_their_own(url: str) -> None:
                 await asyncio.sleep(0.01)
             await asyncio.sleep(0.1)
         states = sorted([await run.status() for run in runs])
+        waits = {(await run.info()).wait.partition(", timer ")[0] for run in runs} - {""}
         rates = {(rate.model, rate.key): rate.requests for rate in await flow.rates()}
 
     assert states == ["completed", "completed", "waiting"]
+    assert waits == {"rate of vendor:m"}
     assert rates == {
         ("vendor:*", ""): 2, ("vendor:m", "*"): 0, ("vendor:m", "a"): 1, ("vendor:m", "b"): 1
     }  # fmt: skip
